@@ -53,7 +53,7 @@ _UNIVLA = {
     "backbone": {"depth": 1, "mlp_ratio": 1},
 }
 _VILLA = {"encoder_depth": 1, "encoder_embed_dim": 24, "encoder_n_heads": 2, "map_heads": 2, "action_latent_dim": 5}
-PUBLISHED = [spec.name for spec in MODELS if spec.weights is not None and not spec.ablation]
+PUBLISHED = [spec.name for spec in MODELS if spec.weights and not spec.weights.extra and not spec.ablation]
 """Keys of the thirteen models of the benchmark's table."""
 
 

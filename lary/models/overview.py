@@ -54,6 +54,7 @@ def where_to_put(weights: Weights | None) -> str:
         return "needs no weights"
     places = [weights.variable] if weights.variable else []
     places += [f"MODEL_DIR/{weights.folder}"] if weights.folder else []
+    places += [f"the Python package {weights.packages[0]} of the extra '{weights.extra}'"] if weights.packages else []
     return f"on this machine they are looked for in {' or '.join(places)}" if places else "pass --weights"
 
 

