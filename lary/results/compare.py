@@ -1,8 +1,7 @@
 """Finished runs together: a paired comparison on the samples that they share, and tables for notebooks.
 
-The first run is compared with each of the others. Clusters (episodes, videos) are drawn for
-both at once, the seeds of each add their spread; p values are of the same resamples,
-corrected by Holm (1979).
+The first run is compared with each of the others. Clusters (episodes, videos) are paired, the
+seeds of each run add their spread; p values are corrected by Holm (1979).
 """
 
 from __future__ import annotations
@@ -24,8 +23,6 @@ from lary.types import JsonDict, LaryError, UsageError, as_path
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-RESAMPLES = 10_000
-"""More than for an interval, since a p value depends on the tail."""
 FACTS = (
     *("task", "label", "probe", "action_mode", "relative_frame", "protocol"),
     *("preset", "control", "project", "status", "primary"),
@@ -133,9 +130,10 @@ def _difference(first: ScoredRun, other: ScoredRun, seed: int) -> Difference:
     parts = []
     for weight, run, chosen in ((1.0, first, rows[order]), (-1.0, other, theirs[order])):
         parts.append((weight, stats.mean_sums(run.scores.scores[:, chosen], clusters)))
-    found = stats.spread_of(parts, seed=seed, resamples=RESAMPLES)
-    gain = metric(found.interval(), 0, first.result.score.unit)
-    p = stats.p_value(found)
+    unit = first.result.score.unit
+    kind = stats.fraction if unit == "fraction" else stats.magnitude
+    gain = metric(stats.spread_of(parts, kind).interval(), 0, unit)
+    p = stats.p_value(parts)
     return Difference(other, len(names), len(set(groups)), gain, None if np.isnan(p) else p)
 
 

@@ -31,11 +31,12 @@ class Strict(BaseModel):
 
 
 class Metric(Strict):
-    """One number with its 95 % interval."""
+    """One number with its 95 % interval, or why it has none."""
 
     value: float
     low: float | None = None
     high: float | None = None
+    no_interval: str = ""
     unit: Unit = "none"
     higher_is_better: bool = True
 
@@ -61,17 +62,19 @@ class Metric(Strict):
             return ""
         return f"[{number(self.low, self.unit)}, {number(self.high, self.unit)}]"
 
-    def text(self) -> str:
-        """The number and its interval for a terminal, fractions in per cent."""
-        return f"{number(self.value, self.unit)} {self.bounds}".rstrip()
+    def text(self, reason: bool = True) -> str:
+        """The number and its interval, or why it has none, for a terminal, fractions in per cent."""
+        why = f"(no interval: {self.no_interval})" if reason and self.no_interval else ""
+        return f"{number(self.value, self.unit)} {self.bounds or why}".rstrip()
 
     def reading(self, p: float | None = None) -> Literal["", "even", "better", "worse"]:
         """What a difference says of a run, by its corrected p or else its interval."""
-        if self.low is None or self.high is None:
+        if self.low is None and p is None:
             return ""
-        if self.low <= 0 <= self.high or (p is not None and p >= 0.05):
+        around = self.low is not None and self.high is not None and self.low <= 0 <= self.high
+        if around or (p is not None and p >= 0.05):
             return "even"
-        return "better" if (self.low > 0) == self.higher_is_better else "worse"
+        return "better" if (self.value > 0) == self.higher_is_better else "worse"
 
 
 def number(value: float, unit: str = "none") -> str:

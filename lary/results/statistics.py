@@ -1,22 +1,20 @@
 """Metrics as functions of sums, their 95 % intervals, and p values of differences.
 
-Frames of an episode depend on each other, so episodes or videos (clusters) are drawn.
-Samples are added up per cluster, (G, M); a resample is a weighted sum.
-Intervals are made by the studentised bootstrap (Efron 1981; Davison and Hinkley 1997,
-section 5.2). Seeds are a second factor, crossed with the clusters: sums are (S, G, M), and
-the variance of a mean of S seeds joins that over clusters. docs/number.md has the reasons.
+Frames of an episode depend on each other, so episodes or videos (clusters) are what varies.
+Samples are added up per cluster, (G, M); the standard error is that of the jackknife, which
+leaves out one cluster after the other. Seeds are a second factor, crossed with the clusters:
+sums are (S, G, M), and the variance of a mean of S seeds joins that over clusters.
+docs/number.md has the reasons, the sources and the measured coverage.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from math import inf
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import inf, isnan
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from scipy.special import betaincinv, ndtri, stdtrit
-from torch import Tensor
+from scipy.special import expit, logit, stdtr, stdtrit
 
 from lary.arrays import Array, Doubles, Ints
 
@@ -26,68 +24,97 @@ Part = tuple[float, Doubles]
 MIN_CLUSTERS = 6
 MAX_CLUSTERS = 1024
 """More clusters are bundled at random into this many, which bounds memory and time."""
-RESAMPLES = 2000
-FLOOR = 0.3
-"""Least share of the estimate's standard error: few clusters without spread have ratios without end."""
+EXACT_CLUSTERS = 12
+"""Up to this many clusters, p values are those of all 2^G changes of sign."""
 LEVEL = 0.95
+SKEWNESS = 1.5
+"""Skewness that errors of clusters are taken to have: few clusters never show their own."""
+LONGEST = 3.2
+"""Most standard errors that an end is moved away by the correction for skewness."""
+MORE_ERRORS = 3.2
+"""Most by which a rate of errors is above the one with one more sample wrong; the rule of three has 3."""
+ROUNDING = 1e-6
+"""Relative spread that 32-bit predictions have from rounding alone."""
+
+NO_SPREAD = "the episodes or videos do not differ, so that their spread is unknown"
+UNDEFINED = "the value is undefined without one of the episodes or videos"
 
 
 # --- metrics ---
 
 
+def _second_half(sums: Doubles) -> Doubles:
+    return np.split(sums, 2, axis=-1)[1]
+
+
 @dataclass(frozen=True)
 class Statistic:
-    """A metric of totals: its values in torch, and the lowest and highest of each kind.
+    """A metric of sums: its values, and the lowest and highest of each kind.
 
-    `function` maps totals (R, M) to values (R, K), row by row, NaN where undefined. All
-    metrics here stay the same if all totals double. The K values are as many of each of
-    the kinds in `limits`, kind by kind.
+    `function` maps sums (..., M) to K values (..., K), NaN where undefined; all metrics here
+    stay the same if all sums double. `counts` maps them to the samples behind each value,
+    `trials` to the independent samples whose mean would vary as much (by default the
+    same). The K values are as many of each of the kinds in `limits`, kind by kind.
     """
 
-    function: Callable[[Tensor], Tensor]
+    function: Callable[[Doubles], Doubles]
+    counts: Callable[[Doubles], Doubles] = _second_half
+    trials: Callable[[Doubles], Doubles] | None = None
     limits: tuple[tuple[float, float], ...] = ((-inf, inf),)
 
-    def __call__(self, totals: Doubles) -> Doubles:
-        """Values (R, K) of totals (R, M)."""
-        return self.function(torch.tensor(totals)).numpy()
-
-    def slopes(self, totals: Doubles) -> Iterator[Doubles]:
-        """Derivatives of each of the K values by the totals, (R, M) each."""
-        point = torch.tensor(totals, requires_grad=True)
-        values = self.function(point)
-        for column in range(values.shape[1]):
-            (slope,) = torch.autograd.grad(values[:, column].sum(), point, retain_graph=True)
-            yield slope.numpy()
+    def __call__(self, sums: Doubles) -> Doubles:
+        """Values (..., K) of sums (..., M)."""
+        return self.function(sums)
 
 
-def _quotient(above: Tensor, below: Tensor) -> Tensor:
-    """A quotient, NaN over zero; the second choice keeps the slopes of torch finite there."""
-    there = below != 0
-    return torch.where(there, above / torch.where(there, below, 1.0), torch.nan)
+def _quotient(above: Doubles, below: Doubles) -> Doubles:
+    """A quotient, NaN over zero."""
+    found: Doubles = np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below != 0)
+    return found
 
 
-def _ratio(totals: Tensor) -> Tensor:
-    above, below = totals.chunk(2, dim=1)
+def _ratio(sums: Doubles) -> Doubles:
+    above, below = np.split(sums, 2, axis=-1)
     return _quotient(above, below)
 
 
 ratio = Statistic(_ratio)
-"""First half of the columns over the second half, (R, 2K) to (R, K); NaN over zero."""
-fraction = Statistic(_ratio, ((0, 1),))
+"""First half of the columns over the second half, (..., 2K) to (..., K); NaN over zero."""
+fraction = Statistic(_ratio, limits=((0, 1),))
 """The same between 0 and 1, such as an accuracy."""
-magnitude = Statistic(_ratio, ((0, inf),))
+magnitude = Statistic(_ratio, limits=((0, inf),))
 """The same from 0, such as a mean error."""
+gain = Statistic(_ratio, limits=((-1, 1),))
+"""The same for the difference of two fractions."""
 
 
-def _macro(totals: Tensor) -> Tensor:
-    correct, true, predicted = totals.chunk(3, dim=1)
+def _mean_known(shares: Doubles) -> Doubles:
+    """Means (...) of shares (..., L) without NaN."""
+    known = ~np.isnan(shares)
+    return _quotient(np.where(known, shares, 0.0).sum(axis=-1), known.sum(axis=-1))
+
+
+def _macro(sums: Doubles) -> Doubles:
+    correct, true, predicted = np.split(sums, 3, axis=-1)
     shares = _quotient(correct, true), _quotient(2 * correct, true + predicted)
-    return torch.stack([share.nanmean(dim=1) for share in shares], dim=1)
+    return np.stack([_mean_known(share) for share in shares], axis=-1)
 
 
-macro_scores = Statistic(_macro, ((0, 1),))
+def _macro_counts(sums: Doubles) -> Doubles:
+    count = np.split(sums, 3, axis=-1)[1].sum(axis=-1)
+    return np.stack([count, count], axis=-1)
+
+
+def _macro_trials(sums: Doubles) -> Doubles:
+    """A mean over L classes of n samples each varies as one of L^2 / sum(1 / n) samples."""
+    true = np.split(sums, 3, axis=-1)[1]
+    trials = _quotient((true > 0).sum(axis=-1) ** 2.0, np.nansum(_quotient(np.ones_like(true), true), axis=-1))
+    return np.stack([trials, trials], axis=-1)
+
+
+macro_scores = Statistic(_macro, _macro_counts, _macro_trials, ((0, 1),))
 """Recall averaged over the classes that occur, F1 over those that occur or are predicted,
-(R, 3L) to (R, 2). Columns: correct, true and predicted samples per class."""
+(..., 3L) to (..., 2). Columns: correct, true and predicted samples per class."""
 
 
 def class_sums(labels: Ints, predicted: Ints, classes: int, clusters: Ints) -> Doubles:
@@ -96,17 +123,25 @@ def class_sums(labels: Ints, predicted: Ints, classes: int, clusters: Ints) -> D
     return cluster_sums(np.hstack([true * guess, true, guess]), clusters)
 
 
-def _errors(totals: Tensor) -> Tensor:
-    error, target, square, count = totals.chunk(4, dim=1)
-    spread = (square - target**2 / count.clamp(min=1)).clamp(min=0)
+def _with_total(part: Doubles) -> Doubles:
+    return np.concatenate([part, part.sum(axis=-1, keepdims=True)], axis=-1)
+
+
+def _errors(sums: Doubles) -> Doubles:
+    error, target, square, count = np.split(sums, 4, axis=-1)
+    spread = np.maximum(square - target**2 / np.maximum(count, 1), 0)
     # Constant targets have no spread, however they are rounded.
-    spread = torch.where(spread < 1e-9 * square.clamp(min=1e-30), 0.0, spread)
-    error, count, spread = (torch.hstack([part, part.sum(dim=1, keepdim=True)]) for part in (error, count, spread))
-    return torch.hstack([_quotient(error, count), 1 - _quotient(error, spread)])
+    spread = np.where(spread < 1e-9 * np.maximum(square, 1e-30), 0.0, spread)
+    error, count, spread = (_with_total(part) for part in (error, count, spread))
+    return np.concatenate([_quotient(error, count), 1 - _quotient(error, spread)], axis=-1)
 
 
-error_scores = Statistic(_errors, ((0, inf), (-inf, 1)))
-"""Mean squared error per dimension and over all, then R2 likewise, (R, 4A) to (R, 2A + 2).
+def _error_counts(sums: Doubles) -> Doubles:
+    return np.tile(_with_total(np.split(sums, 4, axis=-1)[3]), 2)
+
+
+error_scores = Statistic(_errors, _error_counts, limits=((0, inf), (-inf, 1)))
+"""Mean squared error per dimension and over all, then R2 likewise, (..., 4A) to (..., 2A + 2).
 
 Columns per dimension: squared error, target, squared target, count (sums over samples and
 steps). R2 is one minus the squared error over the squared deviation of the targets from
@@ -152,20 +187,12 @@ def mean_sums(tables: Iterable[npt.ArrayLike], clusters: Ints) -> Doubles:
     return np.stack([cluster_sums(own, clusters) for own in counted])
 
 
-@lru_cache(maxsize=4)
-def cluster_draws(clusters: int, seed: int, resamples: int) -> Doubles:
-    """How often each cluster is in each resample, (R, G), which all metrics of a run share."""
-    chances = np.full(clusters, 1 / clusters)
-    draws = np.random.default_rng(seed).multinomial(clusters, chances, size=resamples)
-    return draws.astype(np.float64)
-
-
 # --- intervals ---
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Estimates (K,) and their bounds, NaN where undefined or on too few clusters.
+    """Estimates (K,) and their bounds, NaN where there are none for the reason of the same place.
 
     `seeds` (S, K) are the values of each seed, where there is one run.
     """
@@ -174,53 +201,54 @@ class Interval:
     low: Doubles
     high: Doubles
     seeds: Doubles
+    reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Spread:
-    """What is known of the spread of estimates (K,) on `support` (K,) clusters.
+    """What is known of the spread of estimates (K,).
 
-    `ratios` (R, K) are studentised deviations of the resamples, `variance` (K,) is over
-    clusters, `parts` are weights and values (S, K) of all seeds, `limits` (K, 2) the range.
+    `pulls` (G, K) say how much each cluster changes them. `support` (K,) counts the
+    clusters that an estimate rests on, `effective` (K,) as many of equal size (Kish 1965),
+    `lopsided` (K,) is the skewness that their sizes give a sum of values with skewness 1.
+    `parts` are weights and values (S, K) of all seeds, `limits` (K, 2) the range, and
+    `trials` (K,) the independent samples that would vary as much.
     """
 
     value: Doubles
+    pulls: Doubles
     support: Ints
-    ratios: Doubles
-    variance: Doubles
+    effective: Doubles
+    lopsided: Doubles
     parts: tuple[tuple[float, Doubles], ...]
     limits: Doubles
+    trials: Doubles
 
     def interval(self) -> Interval:
-        """The interval of each estimate, in the range of the metric."""
-        reach = np.array([self.reach(column, LEVEL) for column in range(len(self.value))])
-        low = np.maximum(self.value - reach[:, 0], self.limits[:, 0])
-        high = np.minimum(self.value + reach[:, 1], self.limits[:, 1])
-        return Interval(self.value, low, high, self.parts[0][1])
+        """The interval of each estimate, in the range of the metric, or why there is none."""
+        columns = range(len(self.value))
+        reasons = tuple(self.reason(column) for column in columns)
+        ends = np.array([(np.nan, np.nan) if reasons[column] else self._ends(column) for column in columns])
+        return Interval(self.value, ends[:, 0], ends[:, 1], self.parts[0][1], reasons)
 
-    def reach(self, column: int, level: float) -> tuple[float, float]:
-        """How far the interval of a value reaches below and above it, NaN if unknown."""
-        own = self.ratios[:, column]
-        own = own[~np.isnan(own)]
-        if self.support[column] < MIN_CLUSTERS or not len(own):
-            return np.nan, np.nan
-        total, freedom = self.total(column)
-        if total <= 0:
-            return 0.0, 0.0
-        low, high = np.quantile(own, [(1 - level) / 2, (1 + level) / 2])
-        student = _student(freedom, level)
-        excess = np.array([high, -low]) - _student(self.support[column] - 1, level)
-        # Differences are heavy on both sides: else one in thirteen equal pairs is found different.
-        if np.isinf(self.limits).all():
-            excess = np.maximum(excess, 0)
-        share = self.variance[column] / total
-        below, above = np.maximum(student + share * excess, 0) * total**0.5
-        return float(below), float(above)
+    def reason(self, column: int) -> str:
+        """Why a value has no interval; empty where it has one."""
+        if self.support[column] < MIN_CLUSTERS:
+            return f"{self.support[column]} episodes or videos, and {MIN_CLUSTERS} are needed"
+        if isnan(self.variance(column)):
+            return UNDEFINED
+        scale = max(float(np.abs(values[:, column]).max()) for _, values in self.parts)
+        return NO_SPREAD if self.variance(column) ** 0.5 <= ROUNDING * scale else ""
+
+    def variance(self, column: int) -> float:
+        """The jackknife variance of a value over clusters."""
+        count = self.support[column]
+        return float((self.pulls[:, column] ** 2).sum() * (count - 1) / count)
 
     def total(self, column: int) -> tuple[float, float]:
         """Variance of a value over clusters and seeds together, and its degrees of freedom."""
-        found = [(float(self.variance[column]), float(self.support[column] - 1))]
-        whole, freedom = found[0]
+        whole = self.variance(column)
+        found = [(whole, max(float(self.effective[column]) - 1, 1.0))]
         # Satterthwaite (1946) believes a variance of f + 1 seeds that came out small by chance; with
         # 1 + (3 / f)**2, found by simulation, intervals hold the truth 94 to 97 times of 100.
         for weight, values in self.parts:
@@ -228,125 +256,94 @@ class Spread:
                 own = weight**2 * float(values[:, column].var(ddof=1)) / len(values)
                 whole += own
                 found.append((own * (1 + 9 / (len(values) - 1) ** 2), len(values) - 1))
-        if whole <= 0:
-            return 0.0, freedom
         counted = sum(own for own, _ in found)
-        return whole, counted**2 / sum(own**2 / count for own, count in found)
+        return whole, counted**2 / sum(own**2 / freedom for own, freedom in found)
+
+    def _ends(self, column: int) -> tuple[float, float]:
+        """The interval on the scale on which the metric has no limit."""
+        value, (lowest, highest) = float(self.value[column]), self.limits[column]
+        total, freedom = self.total(column)
+        error, student = total**0.5, float(stdtrit(freedom, (1 + LEVEL) / 2))
+        # Johnson (1978): a studentised mean of skewed values needs this much more on their long side.
+        clusters = self.variance(column) / total
+        skewed = clusters * SKEWNESS * float(self.lopsided[column]) * (1 + 2 * student**2) / 6
+        if (lowest, highest) == (0, 1):
+            longer = max(student, min(student + abs(1 - 2 * value) * skewed, LONGEST))
+            # Errors of a single cluster have a standard error as large as their rate: no scale helps there.
+            rate = min(value, 1 - value)
+            most = MORE_ERRORS * max(rate / error, 1.0) * (rate + 1 / float(self.trials[column])) / clusters
+            middle, slope = logit(rate), error / (rate * (1 - rate))
+            low, high = float(expit(middle - student * slope)), min(float(expit(middle + longer * slope)), most)
+            return (low, high) if value <= 0.5 else (1 - high, 1 - low)
+        longer = max(student, min(student + skewed, LONGEST))
+        if lowest == 0:
+            return value * np.exp(-student * error / value), value * np.exp(longer * error / value)
+        if highest == 1 and lowest == -inf:
+            rest = 1 - value
+            return 1 - rest * np.exp(longer * error / rest), 1 - rest * np.exp(-student * error / rest)
+        return max(value - student * error, lowest), min(value + student * error, highest)
 
 
-def _student(freedom: float, level: float) -> float:
-    return float(stdtrit(freedom, (1 + level) / 2))
-
-
-def bootstrap(sums: Doubles, statistic: Statistic, *, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
+def intervals(sums: Doubles, statistic: Statistic) -> Interval:
     """The statistic of all clusters and its interval, from sums (S, G, M)."""
-    return spread_of([(1.0, sums)], statistic, seed=seed, resamples=resamples).interval()
+    return spread_of([(1.0, sums)], statistic).interval()
 
 
-def spread_of(
-    parts: Sequence[Part], statistic: Statistic = ratio, *, seed: int = 0, resamples: int = RESAMPLES
-) -> Spread:
-    """The weighted sum of a statistic of several runs, and its spread."""
-    known = _without_resamples(parts, statistic)
-    draws = cluster_draws(parts[0][1].shape[-2], seed, resamples)
-    values, errors = _resampled(parts, statistic, draws)
-    whole = np.sqrt(known.variance * (known.support - 1) / known.support)
-    errors = np.maximum(errors, FLOOR * whole)
-    deviations = values - known.value
-    nothing = np.where(np.isnan(deviations), np.nan, 0.0)
-    return replace(known, ratios=np.divide(deviations, errors, out=nothing, where=errors > 0))
-
-
-def _without_resamples(parts: Sequence[Part], statistic: Statistic, support: Ints | None = None) -> Spread:
-    """Estimates and their variances over clusters and seeds alone.
-
-    `support` (K,) says how many clusters a value rests on where that isn't all of them,
-    as with the recall of a class.
-    """
-    clusters = parts[0][1].shape[-2]
-    estimate, whole = _resampled(parts, statistic, np.ones((1, clusters)))
-    counts = np.full(estimate.shape[1], clusters) if support is None else support
-    own = whole[0] ** 2 * counts / np.maximum(counts - 1, 1)
-    values = tuple((weight, statistic(sums.sum(axis=1))) for weight, sums in parts)
-    limits = np.repeat(statistic.limits, len(own) // len(statistic.limits), axis=0)
-    return Spread(estimate[0], counts, np.empty((0, len(own))), own, values, limits)
-
-
-def _resampled(parts: Sequence[Part], statistic: Statistic, draws: Doubles) -> tuple[Doubles, Doubles]:
-    """Values and their standard errors over clusters, both (R, K), of resamples `draws` (R, G).
-
-    A cluster pulls at a value by its slope times the cluster's sums; the standard error is
-    the root of the pulls' summed squares. The pulls add up to zero.
-    """
-    mean: Array = np.zeros(())
-    slopes = []
+def spread_of(parts: Sequence[Part], statistic: Statistic = ratio) -> Spread:
+    """The weighted sum of a statistic of several runs on the same samples, and its spread."""
+    value: Array = np.zeros(())
+    without: Array = np.zeros(())
     for weight, sums in parts:
-        for own in sums:
-            totals, share = draws @ own, weight / len(sums)
-            mean = mean + share * statistic(totals)
-            slopes.append((share, own, statistic.slopes(totals)))
-    errors = np.empty_like(mean)
-    for column in range(mean.shape[1]):
-        pull: Array = np.zeros(())
-        for share, own, each in slopes:
-            slope = next(each)
-            used = np.flatnonzero(slope.any(axis=0))  # most values rest on few columns
-            pull = pull + share * slope[:, used] @ own[:, used].T
-        errors[:, column] = np.sqrt(np.einsum("rg,rg,rg->r", draws, pull, pull))
-    return mean, errors
-
-
-def fraction_interval(sums: Doubles) -> Interval:
-    """Interval of fractions from `sums` (S, G, 2K): hits, then trials.
-
-    It is that of Korn and Graubard (1998, Survey Methodology 24): Clopper and Pearson's for
-    as many independent trials as have the variance found, fewer by what Student's quantile is
-    above the normal one; for as many as clusters where all or none hit. Resampling fails for
-    a dozen samples, of which some resamples hold no hit.
-    """
-    counts = np.split(sums[0], 2, axis=1)[1]
-    support: Ints = (counts > 0).sum(axis=0)
-    normal, tail = float(ndtri((1 + LEVEL) / 2)), (1 - LEVEL) / 2
-    found = _without_resamples([(1.0, sums)], fraction, support)
-    low, high = np.full_like(found.value, np.nan), np.full_like(found.value, np.nan)
-    for column in np.flatnonzero(support >= MIN_CLUSTERS).tolist():
-        share = float(found.value[column])
-        total, freedom = found.total(column)
-        size = float(counts[:, column].sum() if 0 < share < 1 else support[column])
-        if 0 < share < 1 and total > 0:
-            independent = share * (1 - share) / total
-            size = min(size, independent * (normal / _student(freedom, LEVEL)) ** 2)
-        right, wrong = share * size, (1 - share) * size
-        low[column] = betaincinv(right, wrong + 1, tail) if share > 0 else 0.0
-        high[column] = betaincinv(right + 1, wrong, 1 - tail) if share < 1 else 1.0
-    return Interval(found.value, low, high, found.parts[0][1])
+        totals = sums.sum(axis=1, keepdims=True)
+        value = value + weight * statistic(totals[:, 0]).mean(axis=0)
+        without = without + weight * statistic(totals - sums).mean(axis=0)
+    sizes = statistic.counts(parts[0][1][0])
+    squares = np.maximum((sizes**2).sum(axis=0), 1)
+    ranges = np.repeat(np.array(statistic.limits, dtype=np.float64), len(value) // len(statistic.limits), axis=0)
+    ends = np.sort(np.stack([weight * ranges for weight, _ in parts]), axis=2)
+    return Spread(
+        value=value,
+        pulls=value - without,
+        support=(sizes > 0).sum(axis=0),
+        effective=sizes.sum(axis=0) ** 2 / squares,
+        lopsided=(sizes**3).sum(axis=0) / squares**1.5,
+        parts=tuple((weight, statistic(sums.sum(axis=1))) for weight, sums in parts),
+        limits=ends.sum(axis=0),
+        trials=(statistic.trials or statistic.counts)(parts[0][1][0].sum(axis=0)),
+    )
 
 
 # --- p values ---
 
 
-def p_value(found: Spread) -> float:
-    """Two-sided p of no difference: the level at which the interval reaches zero, by bisection.
+def p_value(parts: Sequence[Part]) -> float:
+    """Two-sided p of no difference, from sums (S, G, 2) of each run; NaN on too few clusters.
 
-    The smallest is 2 / (R + 1), as for any test by R resamples; NaN on too few clusters.
+    It is that of Student's t, and never below that of the exact test which changes the signs
+    of whole clusters (Fisher 1935): with G clusters it is at least 2^(1 - G).
     """
-    value = float(found.value[0])
-    low, high = np.log(2 / (len(found.ratios) + 1)), 0.0
-
-    def holds_zero(logarithm: float) -> bool:
-        below, above = found.reach(0, 1 - float(np.exp(logarithm)))
-        return value - below <= 0 <= value + above
-
-    if np.isnan(found.reach(0, LEVEL)).any():
+    found = spread_of(parts)
+    reason, value = found.reason(0), abs(float(found.value[0]))
+    if reason not in ("", NO_SPREAD):
         return np.nan
-    if holds_zero(high):
-        return 1.0
-    if not holds_zero(low):
-        return float(np.exp(low))
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if holds_zero(middle) else (low, middle)
-    return float(np.exp(low))
+    student = 0.0 if value else 1.0
+    if not reason:
+        total, freedom = found.total(0)
+        student = 2 * float(stdtr(freedom, -value / total**0.5))
+    differences: Array = sum((weight * sums.mean(axis=0)[:, 0] for weight, sums in parts), np.zeros(()))
+    return max(student, sign_p(differences))
+
+
+def sign_p(differences: Doubles) -> float:
+    """Share of the changes of sign of differences (G,) whose sum is as far from zero as theirs.
+
+    With more than `EXACT_CLUSTERS` of them it is the least that such a test can show.
+    """
+    if len(differences) > EXACT_CLUSTERS:
+        return float(2.0 ** (1 - len(differences)))
+    signs = np.array(list(product((-1, 1), repeat=len(differences))), dtype=np.float64)
+    sums, own = np.abs(signs @ differences), abs(float(differences.sum()))
+    return float((sums >= own * (1 - ROUNDING)).mean())
 
 
 def holm(values: Sequence[float]) -> list[float]:

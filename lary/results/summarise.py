@@ -35,10 +35,9 @@ Scores = dict[str, tuple[stats.Interval, int, Unit]]
 
 def metric(found: stats.Interval, index: int, unit: Unit) -> Metric:
     """One value of an interval as a metric; errors and angles are better if lower."""
-    ends = {"low": found.low[index], "high": found.high[index]}
-    known = {name: end for name, end in ends.items() if not math.isnan(end)}
-    higher = unit in ("fraction", "none")
-    return Metric(value=found.value[index], unit=unit, higher_is_better=higher, **known)
+    higher, reason = unit in ("fraction", "none"), found.reasons[index]
+    ends = {"no_interval": reason} if reason else {"low": found.low[index], "high": found.high[index]}
+    return Metric(value=found.value[index], unit=unit, higher_is_better=higher, **ends)
 
 
 def _metrics(scores: Scores) -> dict[str, Metric]:
@@ -53,9 +52,9 @@ def _check_finite(values: Sequence[Array], what: str) -> None:
         raise LaryError(f"The {what} contain NaN or infinity: the probe diverged; lower its learning rate.")
 
 
-def _means(tables: Iterable[Doubles], clusters: Ints, seed: int, kind: stats.Statistic) -> stats.Interval:
+def _means(tables: Iterable[npt.ArrayLike], clusters: Ints, kind: stats.Statistic) -> stats.Interval:
     """The interval of means of the columns, without NaN."""
-    return stats.bootstrap(stats.mean_sums(tables, clusters), kind, seed=seed)
+    return stats.intervals(stats.mean_sums(tables, clusters), kind)
 
 
 def _finished(
@@ -73,10 +72,10 @@ def _finished(
     for row, (seed, split) in enumerate(zip(facts.seeds, splits, strict=False)):
         values = {name: found.seeds[row, column] for name, (found, column, _) in scores[first].items()}
         per_seed.append({"seed": seed, **_picked(split.selections[first]), "metrics": values})
-    several = f", with the spread of {len(runs)} seeds by Student's t" if len(runs) > 1 else ""
+    several = f", with the spread of {len(runs)} seeds" if len(runs) > 1 else ""
     interval = (
-        f"95 % studentised bootstrap, {stats.RESAMPLES} resamples, for shares of right answers "
-        f"Korn and Graubard's, over {count} episodes or videos ({len(groups)} samples){several}."
+        f"95 % by Student's t and the jackknife over {count} episodes or videos ({len(groups)} samples), "
+        f"corrected for unequal sizes and skewness{several}."
     )
     if count < stats.MIN_CLUSTERS:
         few = f"the {len(groups)} samples come from {count} episodes or videos"
@@ -116,11 +115,11 @@ def classification_result(
     clusters = stats.cluster_index(outcome.samples.groups, facts.seed)
 
     def share(right: Iterable[npt.ArrayLike]) -> stats.Interval:
-        return stats.fraction_interval(stats.mean_sums(right, clusters))
+        return _means(right, clusters, stats.fraction)
 
     def scores_of(predicted: Sequence[Ints]) -> Scores:
         sums = np.stack([stats.class_sums(labels, own, count, clusters) for own in predicted])
-        macro = stats.bootstrap(sums, stats.macro_scores, seed=facts.seed)
+        macro = stats.intervals(sums, stats.macro_scores)
         return {
             "top1": (share(labels == own for own in predicted), 0, "fraction"),
             "macro_recall": (macro, 0, "fraction"),
@@ -144,7 +143,7 @@ def classification_result(
         scores[control] = scores_of(guesses)
         pairs = zip(predicted, guesses, strict=True)
         better = (np.equal(own, labels) - 1.0 * (guess == labels) for own, guess in pairs)
-        gains[control] = metric(_means(better, clusters, facts.seed, stats.ratio), 0, "fraction")
+        gains[control] = metric(_means(better, clusters, stats.gain), 0, "fraction")
     matrix = metrics.confusion_matrix(labels, predicted[0], count)
     return _finished(
         runs,
@@ -163,7 +162,7 @@ def _class_rows(outcome: ClassificationOutcome, predicted: Ints, clusters: Ints,
 
     count = len(outcome.classes)
     sums = stats.class_sums(outcome.labels, predicted, count, clusters)
-    recall = stats.fraction_interval(sums[None, :, : 2 * count])
+    recall = stats.intervals(sums[None, :, : 2 * count], stats.fraction)
     table = DataFrame(vars(metrics.class_statistics(matrix))).rename(columns={"support": "true"})
     table = table.assign(name=outcome.classes, train=outcome.train_counts, predicted=matrix.sum(axis=1))
     for index, row in enumerate(table.to_dict("records")):
@@ -204,8 +203,13 @@ class _Predicted:
         """Error and R2 of all dimensions; no R2 where the targets are constant."""
         columns = (stats.error_columns(own, self.split.targets) for own in self.values)
         sums = np.stack([stats.cluster_sums(own, self.clusters) for own in columns])
-        found = stats.bootstrap(sums, stats.error_scores, seed=self.seed)
+        found = stats.intervals(sums, stats.error_scores)
         dims = self.split.targets.shape[2]
+        if all((own == own[:1]).all() for own in self.values):
+            # Nobody explains anything by the same answer to every sample.
+            found = replace(
+                found, high=np.minimum(found.high, np.maximum(found.value, np.repeat((np.inf, 0), dims + 1)))
+            )
         scores: Scores = {f"{self.role}_mse": (found, dims, "normalised")}
         if not np.isnan(found.value[-1]):
             scores[f"{self.role}_r2"] = (found, 2 * dims + 1, "none")
@@ -223,7 +227,7 @@ class _Predicted:
         def means(scale: Any) -> stats.Interval:
             errors = [own * scale for own in self.squared()]
             tables = (np.stack([own[:, dims].mean(axis=1) for dims in chosen], axis=1) for own in errors)
-            return _means(tables, clusters, self.seed, stats.magnitude)
+            return _means(tables, clusters, stats.magnitude)
 
         normalised, physical = means(1.0), means(self.split.std.astype(np.float64) ** 2)
         sums = np.stack([stats.error_columns(own, self.split.targets).sum(axis=0) for own in self.values])
@@ -249,7 +253,7 @@ class _Predicted:
             angles.append(_row_means(np.stack(errors, axis=1)))
         if not angles or np.isnan(angles[0]).all():
             return None
-        return metric(_means(angles, self.clusters, self.seed, stats.magnitude), 0, "degrees")
+        return metric(_means(angles, self.clusters, stats.magnitude), 0, "degrees")
 
     def robot(
         self, name: str, groups: Mapping[str, tuple[int, ...]], facts: RunFacts, turns: Sequence[Orientation]
@@ -314,7 +318,7 @@ def regression_result(
     for name in seen.controls:
         pairs = zip(own.squared(), predicted["seen", name].squared(), strict=True)
         errors = ((ours - theirs).mean(axis=1) for ours, theirs in pairs)
-        gains[name] = metric(_means(errors, own.clusters, facts.seed, stats.ratio), 0, "normalised")
+        gains[name] = metric(_means(errors, own.clusters, stats.ratio), 0, "normalised")
     examples = examples_of(seen, facts.files)
     return _finished(runs, facts, scores, gains, task="regression", primary="seen_mse", examples=examples, **tables)
 

@@ -150,6 +150,9 @@ def results_table(results: list[EvalResult]) -> str:
         lines += ["", f"{first.dataset.title}: {task}, 95 % intervals, {first.score.better} is better"]
         lines.append(f"  {'':18}" + "".join(f"{name:>26}" for name in metrics))
         for name, values in rows:
-            cells = (values[metric].text() if metric in values else "" for metric in metrics)
+            cells = (values[metric].text(reason=False) if metric in values else "" for metric in metrics)
             lines.append(f"  {name:18}" + "".join(f"{cell:>26}" for cell in cells))
+        for name, values in rows:
+            reasons = {metric: values[metric].no_interval for metric in metrics if metric in values}
+            lines += [f"  no interval for {metric} of {name}: {why}" for metric, why in reasons.items() if why]
     return "\n".join(lines).lstrip("\n")

@@ -13,6 +13,7 @@ from lary.results.compare import compare_results, load_results, load_samples
 from lary.results.folder import writing
 from lary.results.published import PREDICTIONS, action_scores, class_scores, write_classification_files, write_scores
 from lary.results.record import read_result, write_result
+from lary.results.statistics import NO_SPREAD
 from lary.results.summarise import classification_result, regression_result
 from lary.types import LaryError, UsageError
 from tests import fake_results as fake
@@ -37,9 +38,10 @@ def test_the_difference_of_runs_is_paired(tmp_path: Path) -> None:
     for name, gap in (("a", 0.5), ("b", 1.0), ("c", 0.5)):
         write_actions(tmp_path / name, gap)
     (only,) = compare_results([tmp_path / "b", tmp_path / "a" / "result.json"]).differences
-    assert (only.gain.value, only.gain.low) == (pytest.approx(0.75, abs=1e-5), pytest.approx(only.gain.high, abs=1e-5))
+    assert (only.gain.value, only.gain.low, only.gain.high) == (pytest.approx(0.75, abs=1e-5), None, None)
+    assert (only.p, only.gain.reading(only.p)) == (pytest.approx(2.0 ** (1 - only.groups)), "worse"), "all say the same"
     words = ("compare", *(tmp_path / name for name in "abc"), "--role", "unseen", "--json", tmp_path / "out.json")
-    printed(*words, has=["Holm, 2 comparisons", "model b"])
+    printed(*words, has=["Holm, 2 comparisons", "model b", "no interval: the"])
     assert lary.compare(tmp_path / "a", tmp_path / "b", role="unseen").role == "unseen"
     rows = json.loads((tmp_path / "out.json").read_text())["differences"]
     assert [round(row["gain"]["value"], 4) for row in rows] == [-0.75, 0.0]
@@ -55,7 +57,8 @@ def test_samples_are_paired_by_id_not_by_place(tmp_path: Path) -> None:
         write_result(tmp_path / name / "result.json", classification_result(outcome, fake.facts(name, "verbs")))
         write_scores(tmp_path / name, {"seen": own}, [0])
     only = compare_results([tmp_path / "a", tmp_path / "b"]).differences[0]
-    assert (only.samples, only.gain.value, only.gain.low, only.gain.high) == (len(scores.ids) - 5, 0, 0, 0)
+    assert (only.samples, only.gain.value, only.p, only.gain.reading(only.p)) == (len(scores.ids) - 5, 0, 1, "even")
+    assert (only.gain.low, only.gain.high, only.gain.no_interval) == (None, None, NO_SPREAD)
     write_scores(tmp_path / "b", {"seen": replace(turned, ids=tuple(f"x{name}" for name in ids))}, [0])
     fails(LaryError, "share no sample", compare_results, [tmp_path / "a", tmp_path / "b"])
 

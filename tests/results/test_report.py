@@ -79,7 +79,7 @@ def test_page_stands_alone_is_accessible_and_the_same_again(runs: Path, page: st
 
 
 def test_page_holds_runs_controls_and_published_tables(page: str) -> None:
-    told = ("optical-flow", "majority class", "mean action", "At a glance", "Best on validation", "bootstrap", "demo")
+    told = ("optical-flow", "majority class", "mean action", "At a glance", "Best on validation", "jackknife", "demo")
     assert all(text in page for text in told)
     counts = [page.count(text) for text in ('<details class="run card"', "data:image/jpeg", 'class="panel"')]
     assert counts == [6, 3 * 3 * 2, 3 * 3 * len(fake.DIMS)], "two frames of three samples of three regressions"
