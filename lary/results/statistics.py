@@ -31,8 +31,10 @@ SKEWNESS = 1.5
 """Skewness that errors of clusters are taken to have: few clusters never show their own."""
 LONGEST = 3.2
 """Most standard errors that an end is moved away by the correction for skewness."""
-MORE_ERRORS = 3.2
-"""Most by which a rate of errors is above the one with one more sample wrong; the rule of three has 3."""
+MORE_ERRORS = 2.5
+"""Most times the measured rate of errors that the upper end of a rate reaches, beside `NO_ERRORS`."""
+NO_ERRORS = 3.9
+"""Wrong samples that are taken to be possible where none was seen; independent ones have -log(0.025) = 3.7."""
 ROUNDING = 1e-6
 """Relative spread that 32-bit predictions have from rounding alone."""
 
@@ -271,7 +273,7 @@ class Spread:
             longer = max(student, min(student + abs(1 - 2 * value) * skewed, LONGEST))
             # Errors of a single cluster have a standard error as large as their rate: no scale helps there.
             rate = min(value, 1 - value)
-            most = MORE_ERRORS * max(rate / error, 1.0) * (rate + 1 / float(self.trials[column])) / clusters
+            most = max(rate / error, 1.0) * (MORE_ERRORS * rate + NO_ERRORS / float(self.trials[column])) / clusters
             middle, slope = logit(rate), error / (rate * (1 - rate))
             low, high = float(expit(middle - student * slope)), min(float(expit(middle + longer * slope)), most)
             return (low, high) if value <= 0.5 else (1 - high, 1 - low)
