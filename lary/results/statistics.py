@@ -259,6 +259,8 @@ class Spread:
                 whole += own
                 found.append((own * (1 + 9 / (len(values) - 1) ** 2), len(values) - 1))
         counted = sum(own for own, _ in found)
+        if counted == 0:
+            return 0.0, inf
         return whole, counted**2 / sum(own**2 / freedom for own, freedom in found)
 
     def _ends(self, column: int) -> tuple[float, float]:
@@ -329,8 +331,9 @@ def p_value(parts: Sequence[Part]) -> float:
     if reason not in ("", NO_SPREAD):
         return np.nan
     student = 0.0 if value else 1.0
-    if not reason:
-        total, freedom = found.total(0)
+    total, freedom = found.total(0)
+    # Without spread over clusters, seeds may still differ.
+    if not reason or (total > 0 and total > 2 * found.variance(0)):
         student = 2 * float(stdtr(freedom, -value / total**0.5))
     differences: Array = sum((weight * sums.mean(axis=0)[:, 0] for weight, sums in parts), np.zeros(()))
     return max(student, sign_p(differences))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+from benchmarks import coverage
 from lary.results import statistics
 
 
@@ -39,37 +40,13 @@ def test_interval_covers_the_truth_about_95_times_of_100(clusters: int, seeds: i
 
 
 @pytest.mark.parametrize("clusters", [12, 30, 300])
-@pytest.mark.parametrize("kind", ["accuracy", "large are harder", "error", "classes"])
-def test_interval_covers_the_truth_with_unequal_clusters(kind: str, clusters: int) -> None:
-    """benchmarks/coverage.py has more kinds and more runs; the truths are of ten million clusters."""
-    held, widths, values, runs = [], [], [], 400
-    for run in range(runs):
-        rng = np.random.default_rng([run, clusters])
-        counts, statistic, truth = unequal(rng, clusters), statistics.fraction, 0.95
-        hits = rng.binomial(counts, rng.beta(1.9, 0.1, clusters)).astype(float)
-        if kind == "large are harder":
-            odds = np.log(19) - 0.8 * (np.log(counts) - 1.5) + 0.8 * rng.normal(size=clusters)
-            hits, truth = rng.binomial(counts, 1 / (1 + np.exp(-odds))).astype(float), 0.853
-        if kind == "error":
-            hits = np.exp(rng.normal(-0.5, 1, clusters)) * rng.chisquare(3 * counts) / 3
-            statistic, truth = statistics.magnitude, 1.0
-        sums = np.stack([hits, counts.astype(float)], axis=1)
-        if kind == "classes":
-            members = np.repeat(np.arange(clusters), counts)
-            labels = rng.choice(6, len(members), p=(0.4, 0.25, 0.15, 0.1, 0.07, 0.03))
-            right = rng.random(len(members)) < rng.beta(1.9, 0.1, clusters)[members]
-            predicted = np.where(right, labels, (labels + rng.integers(1, 6, len(members))) % 6)
-            sums, statistic = statistics.class_sums(labels, predicted, 6, members), statistics.macro_scores
-        found = statistics.intervals(sums[None], statistic)
-        if not found.reasons[0]:
-            assert found.low[0] < found.value[0] < found.high[0]
-            held.append(found.low[0] <= truth <= found.high[0])
-            widths.append(found.high[0] - found.low[0])
-        assert found.reasons[0] == "" or found.value[0] == 1, "without an interval only where all samples are right"
-        values.append(found.value[0])
-    bar = 0.9 if clusters == 12 else 0.92
-    assert np.mean(held) > bar - 2 * (bar * (1 - bar) / len(held)) ** 0.5
-    assert np.median(widths) < 1.4 * np.ptp(np.quantile(values, (0.025, 0.975)))
+@pytest.mark.parametrize("name", ["accuracy 0.95", "accuracy 0.95, large harder", "error, log-normal 1.0", "macro F1"])
+def test_interval_covers_the_truth_with_unequal_clusters(name: str, clusters: int) -> None:
+    (kind, *_) = (kind for kind in coverage.KINDS if kind.name.startswith(name))
+    cell = coverage.measured(kind, clusters, 400)
+    assert cell.upper > coverage.bar(clusters)
+    assert cell.missing == 0, "without an interval only where all samples are right"
+    assert cell.width < coverage.NARROW
 
 
 def test_few_clusters_get_no_interval_but_a_reason() -> None:
@@ -163,6 +140,8 @@ def test_p_is_never_below_that_of_the_exact_test(clusters: int) -> None:
     nearly = right - np.where(counts == 1, 0.01, 0)[:, None] * [1, 0]
     assert statistics.p_value([(1.0, nearly), (-1.0, wrong)]) >= exact * (1 - 1e-9)
     assert statistics.p_value([(1.0, right), (-1.0, right)]) == 1
+    seeds = np.stack([counts * np.array([[0.1], [0.9]]), np.broadcast_to(counts, (2, clusters))], axis=2)
+    assert statistics.p_value([(1.0, seeds), (-1.0, wrong)]) > 0.2, "two seeds that differ, clusters that do not"
     differences = np.random.default_rng(0).normal(0.5, 1, 8)
     permuted = scipy_stats.permutation_test(
         (differences,), np.mean, permutation_type="samples", n_resamples=np.inf
