@@ -68,6 +68,9 @@ def test_villa_is_found_by_folder_by_file_and_in_a_copy_of_the_repository(tmp_pa
         ({"st_use_qk_norm": 1}, "st_use_qk_norm 1"),
         ({"encoder_depth": True}, "encoder_depth True"),
         ({"resolution": 30}, "resolution 30 is no multiple of patch_size 14"),
+        ({"encoder_n_heads": 5}, "encoder_embed_dim 48 is no multiple of encoder_n_heads 5"),
+        ({"map_heads": 5}, "encoder_embed_dim 48 is no multiple of map_heads 5"),
+        ({"decoder_n_heads": 5}, "is no multiple of decoder_n_heads 5"),
         ({"encoder_depth": 3}, r"missing: encoder\.layers\.2"),
         ({"encoder_depth": 1}, r"unexpected: encoder\.layers\.1"),
         ({"n_codes": 8}, r"misshaped: vq\.embedding\.weight \[16, 8\] for \[8, 8\]"),
@@ -80,7 +83,7 @@ def test_villa_refuses_a_configuration_that_does_not_fit(changes: dict[str, Any]
 def test_villa_refuses_another_architecture_and_names_unknown_fields(tmp_path: Path, caplog: Any) -> None:
     plain = open_villa(save_villa(VILLA, tmp_path)).identity
     with caplog.at_level(logging.WARNING):
-        assert open_villa(save_villa(VILLA, tmp_path, proprio_dim=7, grid_size=2)).identity != plain
-    assert ("proprio_dim" in caplog.text, "grid_size" in caplog.text) == (True, False)
+        assert open_villa(save_villa(VILLA, tmp_path, proprio_dim=7, grid_size=2, embed_tokens=4)).identity != plain
+    assert "ignores: proprio_dim\n" in caplog.text
     (tmp_path / "model_config.json").write_text(json.dumps({"architecture": "ActorModel", "config": VILLA.config}))
     fails(LaryError, "not the configuration of a villa-X latent action model", open_villa, tmp_path)

@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from huggingface_hub import constants
+from huggingface_hub import constants, errors
 from safetensors.torch import load_file, save_file
 
 from lary.models.image import backbone_of, image_tower
+from lary.models.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from lary.models.running import build
-from lary.models.spec import MODELS, ModelContext
+from lary.models.spec import MODELS, ModelContext, Preprocess
 from lary.types import LaryError, UsageError
 from tests.helpers import fails, lary, printed
-from tests.models.test_weights import NEWEST, FakeHub, make
+from tests.models.test_weights import NEWEST, FakeHub, kind_of, make
 from tests.tiny import KINDS, save_tiny
 
 CLIPS = torch.randn(3, 2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
@@ -103,6 +104,14 @@ def test_any_transformers_backbone(tmp_path: Path) -> None:
     record = MODELS.get(f"hf:{folder}").preprocess
     assert (record.size, record.resize, record.mean, record.std) == (32, "pil_bicubic", (0.5,) * 3, (0.25,) * 3)
     printed("check-model", f"hf:{folder}", has=["2 x 16 x 16"])
+    edges = {"size": {"shortest_edge": 40}, "crop_size": {"height": 32}, "do_center_crop": True}
+    lanczos = Preprocess(40, "pil_lanczos", None, 2.0, IMAGENET_MEAN, IMAGENET_STD, "pil")
+    for changes, expected in (
+        (edges | {"do_normalize": False, "do_rescale": False}, Preprocess(32, "pil_bilinear", 40, 1.0, reader="pil")),
+        ({"size": 40, "crop_size": 32, "rescale_factor": 0.5, "resample": 1}, lanczos),
+    ):
+        processor.write_text(json.dumps(changes))
+        assert MODELS.get(f"hf:{folder}").preprocess == expected
     processor.write_text("{")
     printed("check-model", f"hf:{folder}", code=2, has=["can't be used"])
     for model in ("", "random"):
@@ -123,9 +132,12 @@ def test_any_backbone_without_a_network_says_so_at_once(tmp_path: Path, monkeypa
         offline.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
         with pytest.raises(UsageError, match=r"'hf:some/one': the hub can't be asked for its preprocessor_config\."):
             MODELS.get("hf:some/one")
-    FakeHub(tmp_path, tmp_path / "cache", monkeypatch).failure = OSError("No network.\nMore about it.")
+    hub = FakeHub(tmp_path, tmp_path / "cache", monkeypatch)
+    hub.failure = OSError("No network.\nMore about it.")
     with pytest.raises(UsageError, match=r"some/one can't be fetched .*\(No network\)\. Name a folder, or go online"):
         MODELS.get("hf:some/one")
+    hub.failure = kind_of(errors.RepositoryNotFoundError)  # the weights are asked for next, and their error says so
+    assert MODELS.get("hf:some/one").preprocess.size == 224
 
 
 def test_preparation_of_any_backbone_comes_from_hub_or_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,6 +79,10 @@ def test_any_ablation_has_a_record_made_from_its_name(weights: Path) -> None:
         changed = made - quantizer_parameters(dinov3.options["network"])
         assert spec.parameters_m - dinov3.parameters_m == pytest.approx(changed / 1e6, abs=0.011)
     assert (network["codebook_size"], network["code_seq_len"], network["quant_dim"]) == (512, 4, 48)
+    assert (spec.codebook, spec.pair_shape, spec.clip_shape) == (512, (25, 1024), (8, 25, 1024))
+    assert " ".join(f"{key} {value}," for key, value in spec.ablation.items()) == (
+        "codebook size 512, sequence length 4, latent dimension 48, learning rate 2.5e-05,"
+    )
     assert spec.name not in MODELS.names()
     fails(UsageError, "Did you mean dinov3-cs", MODELS.get, "dinov3-cs64_sl49_dim256_lr0.0001")
     lengths = r"no code has length 196; there is 1, 2, 4, 16, 49, 64, 256\."

@@ -25,6 +25,11 @@ def test_records_have_the_parameters_and_numbers_of_the_leaderboards(name: str) 
 def test_models_lists_every_record_and_names_what_is_missing(tmp_path: Path) -> None:
     assert [line.split()[0] for line in lary("models").out.splitlines()[1:]] == MODELS.names()
     printed("models", "lapa", "--model-dir", tmp_path, has=["laq_openx.pt"])
+    (tmp_path / "laq_openx.pt").write_bytes(b"weights")
+    printed("models", "lapa", "--model-dir", tmp_path, has=[f"here: {tmp_path / 'laq_openx.pt'}"])
+    printed("models", "pixels", has=["needs none"])
+    printed("models", "dinov2-origin", has=["would be fetched from the hub: ", "in DINO_V2_PATH or MODEL_DIR/"])
+    printed("models", next(spec.name for spec in MODELS if spec.ablation), has=["published    ablations: "])
     printed("models", "univla", has=["UNIVLA_CKPT_PATH"])
     printed("models", "magvit2", has=["MAGVIT2_TOKENIZER_PATH"])
     printed("models", "dinov4", code=2, has=["Did you mean dinov"])
@@ -46,12 +51,16 @@ def test_docs_are_made_from_the_records() -> None:
         ("torch.full((len(clips), 2, 3, 4), float('nan'))", "not finite"),
         ("clips.mean((3, 4))[..., :3]", "record says 4"),
         ("torch.rand(len(clips), 2, 3, 4)", "chance"),
+        (SOUND.replace("clips", "(clips - clips.mean(0))", 1), "on the batch that a sample is in"),
         ("clips[:, :1].mean((3, 4))[:, :, :1].repeat(1, 1, 4)[:, :, None]", "don't depend on the last frame"),
     ],
 )
 def test_check_model_finds_what_is_wrong(answer: str, named: str | None, tmp_path: Path) -> None:
     words, code = named or "everything as it should be", 1 if named else 0
-    printed("check-model", f"{write_plugin(tmp_path, answer)}:own", code=code, has=[words])
+    command = ("check-model", f"{write_plugin(tmp_path, answer)}:own")
+    printed(*command, code=code, has=[words])
+    if named in ("chance", "don't depend on the last frame"):  # as some published code does
+        printed(*command, "--protocol", "paper", has=["protocol paper", "everything as it should be"])
 
 
 @pytest.mark.usefixtures("forget_plugins")

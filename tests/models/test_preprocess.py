@@ -22,3 +22,10 @@ def test_clips_that_cannot_be_prepared_are_named() -> None:
     with pytest.raises(LaryError, match="'cubic', which is no known method"):
         prepare(clip, Preprocess(resize="cubic"))  # type: ignore[arg-type]
     fails(LaryError, "at least two", neighbour_pairs, np.zeros((1, 1, 3, 2, 2)))
+
+
+def test_the_centre_is_cut_from_tall_and_wide_frames() -> None:
+    tall = np.zeros((1, 80, 40, 3), dtype=np.uint8)
+    tall[:, 20:60] = 255
+    for frames in (tall, tall.swapaxes(1, 2)):
+        assert prepare(frames, Preprocess(size=18, short_side=20, resize="cv2_area")).mean() == 1

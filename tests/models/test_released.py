@@ -95,6 +95,12 @@ def test_a_configuration_that_does_not_fit_is_named(
 def test_clips_that_fill_no_tubelet_are_refused(tmp_path: Path) -> None:
     with pytest.raises(LaryError, match="at least 2 frames"):
         make("vjepa2", save_tiny_network(tmp_path, "vjepa2"), "paper").encode(CLIPS[:, :1])
+    assert make("vjepa2", tmp_path).encode(CLIPS[:, :1]).tokens.shape == (1, 4, 24)
+
+
+def test_clips_that_fill_no_chunk_are_encoded_frame_by_frame(tmp_path: Path) -> None:
+    encoder = make("wan2-2", save_tiny_network(tmp_path, "wan2-2"))
+    assert [encoder.encode(CLIPS[:, [0] * frames]).tokens.shape[1] for frames in (1, 4, 5, 8, 9)] == [1, 4, 2, 2, 3]
 
 
 EFFICIENTNET = MODELS.get("efficientnet-lite0")

@@ -79,11 +79,16 @@ def test_load_model_takes_frames_or_prepared_clips(tmp_path: Path) -> None:
     prepared = torch.from_numpy(np.stack([prepare(clip.numpy(), encoder.spec.preprocess) for clip in frames]))
     assert torch.equal(encoder.encode(prepared).tokens, tokens)
     assert torch.equal(encoder.module(prepared), tokens)
-    assert not torch.equal(load("dinov2-origin", precision="bf16").encode(frames).tokens, tokens), "bf16 was not used"
+    rounded = [load("dinov2-origin", precision=kind).encode(frames).tokens for kind in ("bf16", "fp16")]
+    bf16, fp16 = (float((each.detach().float() - tokens.detach()).abs().mean()) for each in rounded)
+    assert 0 < 3 * fp16 < bf16, "another precision was used"
     for place in (folder, str(folder)):
         assert load(place).encode(frames).tokens.shape == tokens.shape
     identity = load("magvit2", weights=RANDOM, latent="quantized", seed=3).identity
     assert identity == WeightsIdentity("random weights, seed 3", None, True)
+    fails(UsageError, "'pixels' has one kind of latent", load, "pixels", latent="quantized")
+    fails(UsageError, "--revision v2: the weights of 'dinov2-origin' are on disk", load, "dinov2-origin", revision="v2")
+    assert load("pixels", protocol="paper")._protocol == "paper"
     fails(UsageError, "Did you mean dinov2", load, "dinov2-orign")
     fails(LaryError, r"uint8 frames \(H, W, 3\) of one size", encoder.encode, frames.movedim(-1, 2))
 
@@ -144,6 +149,14 @@ def test_answers_that_keep_the_record_pass() -> None:
         for answer in (Latents(tokens, codes), (tokens, codes), tokens):
             found = own(lambda clips, answer=answer: answer, protocol=protocol).encode(PAIRS)
             assert (found.tokens is tokens, found.codes is codes) == (True, answer is not tokens)
+    sized = replace(RECORD, preprocess_paper=Preprocess(size=6), preprocess_paper_clip=Preprocess(size=4))
+    fails(UsageError, "'own' has no class: register it", build, RECORD, ModelContext("cpu", "corrected"))
+    seen: list[torch.Size] = []
+    shown = replace(sized, factory=lambda *_: own(lambda clips: seen.append(clips.shape)).author)
+    for frames, side in ((2, 6), (9, 4)):
+        with pytest.raises(LaryError, match="returned NoneType"):
+            build(shown, ModelContext("cpu", "paper")).encode(torch.zeros(1, frames, 8, 8, 3, dtype=torch.uint8))
+        assert seen[-1] == (1, frames, 3, side, side)
     for shape, clips, how in (
         ((5, 2, 9, 6), PAIRS, {"dim": 6}),  # weights of another D than the record's, which say so
         ((5, 7, 3, 4), torch.zeros(5, 7, 3, 8, 8), {}),

@@ -107,6 +107,10 @@ def test_safetensors_pickled_tensors_and_shards_give_the_same(dinov2: Path) -> N
 
 def test_identity_names_content_configuration_and_form(dinov2: Path) -> None:
     first, safe = make("dinov2-origin", dinov2).identity, dinov2 / "model.safetensors"
+    assert make("dinov2-origin", dinov2 / "config.json").identity == first
+    safe.rename(dinov2 / "only.safetensors")
+    assert make("dinov2-origin", dinov2).identity != first, "the name of a file is part of it"
+    (dinov2 / "only.safetensors").rename(safe)
     tensors = load_file(safe)
     save_file({**tensors, "layernorm.bias": tensors["layernorm.bias"] + 1e-3}, safe)
     second = make("dinov2-origin", dinov2).identity
@@ -182,7 +186,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
 def test_a_pinned_commit_is_fetched_once(hub: FakeHub) -> None:
     weights = DINOV2.weights
     assert weights is not None
-    for hub.failure in (None, OSError("no network")):
+    write_bytes(hub.repository / "pytorch_model.bin", b"not asked for where safetensors are")
+    for hub.failure in (None, OSError("no network"), kind_of(errors.RepositoryNotFoundError)):  # nor is the hub
         assert make("dinov2-origin", weights.hub).identity.revision == weights.revision
     assert hub.downloads == [(weights.hub, weights.revision, ["config.json", "*.safetensors*"])]
     hub.failure = None
