@@ -350,8 +350,8 @@ def stretch_ends(first: Ints, rows: Ints, count: int) -> Ints:
 
     The episodes begin at the frames `first`, ascending, and have so many `rows`; the video has
     `count` frames. A start that drifts, or frames that are lost, make a stretch reach into the
-    next one. Which of the two is wrong is told by runs of episodes without a gap: a run that
-    fits to the start or the end of the video is where it says.
+    next one. Runs of episodes without a gap show which of the two is wrong: a run that fits to
+    the start or the end of the video is where it says.
     """
     ends = first + rows
     if rows.sum() == count:  # nothing is lost, so the order alone gives the places

