@@ -272,7 +272,7 @@ def means(clips):
     return clips.mean((-2, -1))[:, :, None]  # (B, T, 1, 3)
 
 KINDS = {
-    "chance": lambda clips: means(clips) + 0.01 * torch.rand(len(clips), 1, 1, 1),
+    "chance": lambda clips: means(clips) + 0.1 * torch.rand_like(means(clips)),
     "company": lambda clips: means(clips) - 0.01 * means(clips).mean(0),
     "position": lambda clips: means(clips) + 0.01 * torch.arange(len(clips))[:, None, None, None],
     "rounding": lambda clips: means(clips) * (1 + 1e-5 * torch.rand(len(clips), 1, 1, 1)),
