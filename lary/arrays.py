@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lary.files import open_regular
+from lary.types import MediaError
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -127,6 +128,16 @@ def _member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, size: int, largest
         if stream.read(1) or stream.tell() != entry.file_size:
             raise ValueError(f"{name} has other bytes than those of its array of shape {found.shape}")
     return found
+
+
+def tokens_checksum(path: Path) -> str:
+    """The CRC-32 and size that an ``.npz`` names of its tokens, which aren't read. Raises MediaError."""
+    try:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            about = archive.getinfo("tokens.npy")
+            return f"{about.CRC} {about.file_size}"
+    except (*BROKEN, KeyError) as error:
+        raise MediaError(f"The latents {path} can't be read ({error}): extract them again.") from error
 
 
 def npy_bytes(values: Array) -> bytes:

@@ -22,7 +22,7 @@ from lary.data.configs import RelativeConfig, StatsConfig
 from lary.data.spec import DATASETS, NO_ROBOT, DatasetSpec
 from lary.data.splits import find_table
 from lary.data.tables import TARGET_COLUMN, SampleTable, read_table
-from lary.files import inside, read_json, write_bytes, write_failures, write_json
+from lary.files import digest, inside, read_json, write_bytes, write_failures, write_json
 from lary.runtime import in_threads, progress
 from lary.settings import Settings
 from lary.types import Failure, JsonDict, LaryError, MediaError, UsageError
@@ -146,13 +146,15 @@ def read_statistics(path: Path, spec: DatasetSpec, command: str) -> Normaliser:
 class Targets(NamedTuple):
     """Normalised targets of a split: values (n, K, A) float32, NaN in failed rows.
 
-    K is 1 for relative actions; mean and std (n, A) restore the data set's units.
+    K is 1 for relative actions; mean and std (n, A) restore the data set's units. `digest` is
+    that of the values before they were normalised.
     """
 
     values: Floats
     mean: Floats
     std: Floats
     failures: tuple[Failure, ...]
+    digest: str = ""
 
     @property
     def readable(self) -> npt.NDArray[np.bool_]:
@@ -180,10 +182,11 @@ def load_targets(
             failures.append(chunk)
         else:
             values[position] = chunk
+    read = digest(values.tobytes())
     for robot, rows in rows_of.items():
         for part in np.array_split(rows, len(table) // SLICE + 1):
             values[part] = normaliser.normalise(values[part], robot)
-    return Targets(values, mean, std, tuple(failures))
+    return Targets(values, mean, std, tuple(failures), read)
 
 
 def write_statistics(config: StatsConfig, settings: Settings) -> tuple[Path, JsonDict]:

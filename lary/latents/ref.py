@@ -145,6 +145,9 @@ class PooledSource:
     def codes(self, rows: Collection[int]) -> list[Array | None]:
         return self._source.codes(rows)
 
+    def checksum(self) -> str:
+        return self._source.checksum()
+
     def _pool(self, tokens: Floats) -> Floats:
         import torch
 

@@ -29,6 +29,8 @@ Task = ClassTask | ActionTask
 
 # Options that leave the numbers of a run alone, and so are no part of its identity.
 NOT_DECIDING = ("device", "overwrite", "resume", "tracker")
+LATER = ("classes", "statistics", "targets", "tokens")
+"""Inputs that results of earlier versions don't name."""
 
 
 @dataclass(frozen=True)
@@ -97,35 +99,49 @@ def deciding_options(config: ProbeConfig) -> JsonDict:
 
 
 def inputs_of(task: Task) -> tuple[NamedDigest, ...]:
-    """Digests of what decides a run: options, tables and latents."""
+    """Digests of what decides a run: options, tables, latents, targets and statistics."""
+    task.read_targets()
     options = json.dumps(deciding_options(task.config), sort_keys=True)
     found = {"options": digest(options)}
     for role, split in task.splits.items():
         found[f"table {role}"] = split.table.digest
         found[f"latents {role}"] = str(split.store.get("key") or "")
-    return tuple(NamedDigest(name=name, digest=own) for name, own in found.items())
+        if not found[f"latents {role}"]:  # another program's
+            found[f"tokens {role}"] = split.source.checksum()
+    return tuple(NamedDigest(name=name, digest=own) for name, own in (found | task.digests).items())
 
 
 def finished(folder: Path, task: Task) -> EvalResult | None:
-    """The result of this run if it is done. Raises UsageError for that of another."""
+    """The result of this run if it is done. Raises UsageError for that of other inputs."""
     settle(folder)
     file = folder / FILE_NAME
     if task.config.overwrite or not file.exists():
         return None
     result = read_result(file)
-    identity = run_identity(inputs_of(task))
-    if not result.inputs:  # one of version 0.1 names no inputs, and has a digest of its own
+    found, known = ({each.name: each.digest for each in inputs} for inputs in (inputs_of(task), result.inputs))
+    if not known:  # one of version 0.1 names no inputs, and has a digest of its own
         splits = task.splits.items()
         read = {role: [split.table.digest, split.store.get("key")] for role, split in splits}
-        identity = digest(json.dumps([2, deciding_options(task.config), read], sort_keys=True))
-    if result.identity == identity:
-        log.info("%s is done; --overwrite does it again", file)
-        return result
-    raise UsageError(
-        f"{file} holds the result of another run (preset {result.preset}, seed {result.seed}, of "
-        f"{result.created}) or of other latents. Pass --overwrite to replace it, or another "
-        "--lary-log-dir."
-    )
+        if result.identity == digest(json.dumps([2, deciding_options(task.config), read], sort_keys=True)):
+            known = {name: own for name, own in found.items() if not name.startswith(LATER)}
+    changed, unknown = [], []
+    for name in found | known:
+        kind, _, role = name.partition(" ")
+        text = f"{kind} of {task.splits[role].table.split}" if role in task.splits else name
+        if kind in LATER and not (name in found and name in known):
+            unknown.append(text)
+        elif found.get(name) != known.get(name):
+            changed.append(text)
+    if changed:
+        raise UsageError(
+            f"{file} holds the result of another run (preset {result.preset}, seed {result.seed}, of "
+            f"{result.created}); since then, there are other {', '.join(changed)}. Pass --overwrite to replace it, or "
+            "another --lary-log-dir."
+        )
+    if unknown:
+        log.warning("%s names no digest of: %s; changes of them since go unnoticed", file, ", ".join(unknown))
+    log.info("%s is done; --overwrite does it again", file)
+    return result
 
 
 def train_and_write(task: Task, team: Team, device: str) -> None:

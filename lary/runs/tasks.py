@@ -17,7 +17,7 @@ from lary.data.frames import read_clip
 from lary.data.normalisation import Targets, load_normaliser, load_targets
 from lary.data.spec import DATASETS, DatasetSpec
 from lary.data.tables import SampleTable
-from lary.files import write_failures
+from lary.files import digest, write_failures
 from lary.latents.ref import LatentsRef, SplitLatents, find_latent_table, open_latents
 from lary.latents.sources import read_stamp
 from lary.latents.store import SHARD_MARK
@@ -202,6 +202,7 @@ class ProbeTask:
         self.model = find_model(config, self.dataset, settings)
         steps, preset = getattr(config, "sampler_steps", None), PRESETS.get(config.probe_preset)
         self.probe = preset.settings(kind, config.epochs, config.probe_batch_size, steps)
+        self.digests: dict[str, str] = {}
 
     @cached_property
     def splits(self) -> dict[str, SplitLatents]:
@@ -209,7 +210,7 @@ class ProbeTask:
         return open_splits(self.settings, self.dataset, self.config)
 
     def read_targets(self) -> None:
-        """Read what is not in the tables."""
+        """Read what is not in the tables, once; `digests` then names it."""
 
     def latents(self, role: str, session: Session) -> LatentSource:
         """The latents of a split for the probe, in memory if small."""
@@ -234,6 +235,7 @@ class ClassTask(ProbeTask):
         if config.classes not in (None, len(self.classes)):
             there = f"data set '{self.dataset.name}' has {len(self.classes)} classes"
             raise UsageError(f"--classes {config.classes}: {there}; leave the option out.")
+        self.digests["classes"] = digest(*self.classes)
 
     def train(self, session: Session) -> ClassificationOutcome:
         """Train and score the heads of one seed."""
@@ -263,7 +265,9 @@ class ActionTask(ProbeTask):
         self.failures: list[Failure] = []
 
     def read_targets(self) -> None:
-        """Read the actions, without unreadable rows. Raises LaryError."""
+        """Read the actions, without unreadable rows, and digests of them. Raises LaryError."""
+        if self.targets:
+            return
         folder, mode, train = self.settings.path("DATA_DIR"), self.config.action_mode, self.splits["train"]
         normaliser = load_normaliser(self.dataset, folder, mode, train.table, self.frame)
         for role, split in self.splits.items():
@@ -282,17 +286,20 @@ class ActionTask(ProbeTask):
                     f"under {table.root}."
                 )
             self.failures += found.failures
+            self.digests[f"targets {role}"] = found.digest
             if found.failures:
                 self.splits[role] = split.take(rows.tolist())
                 found = Targets(found.values[rows], found.mean[rows], found.std[rows], ())
             self.targets[role] = found
+        numbers = [part.tobytes() for found in self.targets.values() for part in found[1:3]]
+        self.digests["statistics"] = digest(*numbers)
 
     def train(self, session: Session) -> RegressionOutcome:
         """Train or fit the probe of one seed, and score it."""
         from lary.probes.regress import EvaluatedSplit, RegressorInputs, train_regressor
 
         evaluated = {}
-        for role, (values, mean, std, _) in self.targets.items():
+        for role, (values, mean, std, *_) in self.targets.items():
             if role != "train":
                 samples = columns(self.splits[role].table)
                 own = self.latents(role, session)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,6 +48,46 @@ def test_a_result_records_what_was_run_and_is_not_overwritten(made: Path, tmp_pa
     fails(UsageError, "another run", probe, made, "robot_1st", logs=tmp_path, precision="bf16")
     (folder / "predictions.npz").write_bytes(b"PK")
     fails(LaryError, "is not the file that the run wrote", read_scores, finished_run(folder))
+
+
+def test_a_result_is_not_returned_for_other_targets_statistics_or_tokens(place: Path, tmp_path: Path) -> None:
+    folder = place / "data" / "regression_relative" / "calvin" / "relative_action_stats_calvin.json"
+    folder.parent.mkdir(parents=True)
+    folder.write_text(json.dumps({"mean": [0.0] * 7, "std": [1.0] * 7}))
+    actions = sorted((place / "data/regression/calvin/val_stride5").rglob("*.npy"))
+    latents = sorted((place / "latent_actions/calvin").rglob("*.npz"))
+    for file in latents:  # as another program leaves them
+        np.savez(file, tokens=np.load(file)["tokens"])
+    options: dict[str, Any] = {"model_type": "ridge", "epochs": None, "action_mode": "relative"}
+    first = probe(place, **options)
+    roles = [f"{kind} {role}" for role in ("train", "seen") for kind in ("table", "latents", "tokens", "targets")]
+    assert {each.name for each in first.result.inputs} == {"options", "statistics", *roles}
+    for files, change, words in (
+        (actions[:1], lambda file: np.save(file, np.load(file) * 2), "targets of val"),
+        ([folder], lambda file: file.write_text(file.read_text().replace("1.0", "2.0")), "statistics"),
+        (latents[-1:], lambda file: np.savez(file, tokens=np.load(file)["tokens"] + 1), "tokens of val"),
+        (latents[-1:], lambda file: file.write_bytes(b"PK"), ""),
+    ):
+        before = {file: file.read_bytes() for file in files}
+        for file in files:
+            change(file)
+        wanted = rf"seed 42, .*; since then, there are other {words}\. Pass --overwrite" if words else "can't be read"
+        fails(UsageError if words else LaryError, wanted, probe, place, **options)
+        for file, content in before.items():
+            file.write_bytes(content)
+    for file in actions:  # the same numbers in another format
+        np.save(file, np.load(file).astype(np.float64))
+    assert not probe(place, **options).new
+
+
+def test_an_earlier_result_says_which_inputs_it_does_not_name(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for dataset, words in (("calvin", "targets of train, targets of val, statistics"), ("robot_1st", "classes")):
+        file = probe(place, dataset).folder / "result.json"
+        facts = json.loads(file.read_text())
+        facts["inputs"] = [each for each in facts["inputs"] if each["name"].startswith(("options", "table", "latents"))]
+        file.write_text(json.dumps(facts))
+        assert not probe(place, dataset).new
+        assert f"names no digest of: {words}; changes" in caplog.text
 
 
 def test_what_the_paper_protocol_changes_is_named(place: Path) -> None:
