@@ -92,11 +92,11 @@ class Paths(Options):
         given = {name.upper(): value for name, value in vars(self).items() if name not in ("config", "plugin")}
         return load_settings(given, config=self.config)
 
-    def call(self, function: str, config: Options, *more: Any, **named: Any) -> Any:
-        """Call a function MODULE:NAME with options and settings; import it now."""
+    def call(self, function: str, *given: Any, **named: Any) -> Any:
+        """Call a function MODULE:NAME with options and then settings; import it now."""
         settings = self.settings()
         module, _, name = function.partition(":")
-        return getattr(importlib.import_module(module), name)(config, settings, *more, **named)
+        return getattr(importlib.import_module(module), name)(*given, settings, **named)
 
 
 class ProtocolOptions(Options):

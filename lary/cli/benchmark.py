@@ -23,12 +23,9 @@ def demo(config: DemoConfig = DemoConfig()) -> int:
 def simulate(out: Path, *, config: SimulateConfig = SimulateConfig()) -> None:
     """Make a data set of two simulated robot arms in the benchmark's layout."""
     from lary.simulate import simulate as work
-    from lary.simulate import write_sheets
 
     for table, count in work(out, config).items():
         print(f"{table}: {count} rows")
-    for path in write_sheets(out, config) if config.sheet else ():
-        print(path)
 
 
 def extract(config: configs.ExtractConfig, paths: Paths = Paths()) -> int:
@@ -69,9 +66,7 @@ def show_run(done: ProbeRun, *lines: str) -> int:
 
 def sweep(file: Path, *, config: configs.SweepConfig = configs.SweepConfig(), paths: Paths = Paths()) -> int:
     """Run many models, data sets and options from a file; finished runs are kept."""
-    from lary.runs.sweep import run_sweep
-
-    return run_sweep(file, config, paths.settings())
+    return int(paths.call("lary.runs.sweep:run_sweep", file, config))
 
 
 def controls(config: configs.ControlsConfig, paths: Paths = Paths()) -> None:

@@ -88,9 +88,7 @@ def split(table: Path, *, config: configs.SplitConfig = configs.SplitConfig(), p
 
 def indices(table: Path, config: configs.IndicesConfig = configs.IndicesConfig(), paths: Paths = Paths()) -> int:
     """Choose the frames of each clip of a table: write its column sample_indices."""
-    from lary.data.sampling import write_indices
-
-    report = write_indices(table, config, paths.settings())
+    report = paths.call("lary.data.sampling:write_indices", table, config)
     code = show_failures(report.failures, "left out of the table")
     print(f"{report.out}: {report.rows} rows, {len(report.failures)} failed")
     return code
@@ -141,7 +139,7 @@ def atomic(source: Path, out: Path, config: configs.AtomicConfig) -> int:
 def download(config: configs.DownloadConfig = configs.DownloadConfig(), paths: Paths = Paths()) -> int:
     """Download published data sets: terms first, then files, checked and unpacked into the benchmark's layout."""
     ask = input if sys.stdin is not None and sys.stdin.isatty() else None
-    report = paths.call("lary.data.fetch:download", config, ask)
+    report = paths.call("lary.data.fetch:download", config, ask=ask)
     origin = f"{report.repository} at {report.revision}"
     if config.dry_run:
         for file in report.files:

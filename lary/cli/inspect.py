@@ -97,9 +97,9 @@ def check_model(key: str, config: configs.CheckModelConfig = configs.CheckModelC
 
 def diagnose(config: configs.DiagnoseConfig, paths: Paths = Paths()) -> None:
     """Diagnose extracted latents: channels, rank, use of codes."""
-    from lary.results.diagnostics import diagnose_split, diagnosis_text
+    from lary.results.diagnostics import diagnosis_text
 
-    found, file = diagnose_split(config, paths.settings())
+    found, file = paths.call("lary.results.diagnostics:diagnose_split", config)
     print(diagnosis_text(found), f"Written to {file}", sep="\n")
 
 
@@ -110,9 +110,7 @@ def analyze(
     paths: Paths = Paths(),
 ) -> None:
     """Make figures and tables from finished runs."""
-    from lary.results.analyses import make_analysis
-
-    print(make_analysis(kind, config, paths.settings()).text())
+    print(paths.call("lary.results.analyses:make_analysis", kind, config).text())
 
 
 def report(folder: Path | None = None, *, out: Path | None = None, paths: Paths = Paths()) -> None:
@@ -178,7 +176,7 @@ def export(
     paths: Paths = Paths(),
 ) -> None:
     """Write tokens to one .npz file for other tools."""
-    print(f"{out}: {paths.call('lary.latents.tools:export_latents', config, out, rows=rows)} samples")
+    print(f"{out}: {paths.call('lary.latents.tools:export_latents', config, out=out, rows=rows)} samples")
 
 
 @config_app.command

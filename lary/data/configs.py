@@ -21,7 +21,6 @@ class SimulateConfig(SimulationOptions):
     """A simulated data set."""
 
     processes: int = 2
-    sheet: bool = False
     overwrite: bool = False
 
 

@@ -95,8 +95,7 @@ class UniVLA(NetworkEncoder):
         """Clips (B, T, 3, H, W) to tokens (B, T - 1, 4, D) and codes (B, T - 1, 4)."""
         # With a last axis for `neighbour_pairs`, which expects images.
         pairs = neighbour_pairs(self.features(clips)[..., None]).squeeze(-1)
-        actions = self.network(pairs.flatten(0, 1))
-        return tuple(part.unflatten(0, pairs.shape[:2]) for part in (actions.tokens, actions.codes))
+        return tuple(part.unflatten(0, pairs.shape[:2]) for part in self.network(pairs.flatten(0, 1)))
 
 
 def backbone_config(config: Mapping[str, Any]) -> Any:

@@ -189,8 +189,8 @@ def read_preprocess(location: str) -> Preprocess:
     Without one: the image size of ``config.json``, or 224 pixels, and
     ImageNet's statistics. Raises UsageError.
     """
-    file = as_path(location) / PROCESSOR if as_path(location).exists() else fetch_file(location, PROCESSOR)
-    if file is None or not file.is_file():
+    file = find_file(location, PROCESSOR)
+    if file is None:
         size = configured_size(location) or 224
         text = "%s has no %s: frames are resized to %d with ImageNet's mean and std"
         log.info(text, location, PROCESSOR, size)
@@ -203,6 +203,13 @@ def read_preprocess(location: str) -> Preprocess:
         ) from error
 
 
+def find_file(location: str, name: str, revision: str | None = None) -> Path | None:
+    """A file of a folder or hub repository, or None where it has none. Raises UsageError."""
+    folder = as_path(location)
+    file = folder / name if folder.exists() else fetch_file(location, name, revision)
+    return file if file is not None and file.is_file() else None
+
+
 def configured_size(location: str) -> int | None:
     """The image size in ``config.json`` of a network that is made for one.
 
@@ -211,8 +218,8 @@ def configured_size(location: str) -> int | None:
     """
     import transformers
 
-    file = as_path(location) / CONFIG if as_path(location).exists() else fetch_file(location, CONFIG)
-    if file is None or not file.is_file():
+    file = find_file(location, CONFIG)
+    if file is None:
         return None  # the weights are looked for next, and their error says so
     try:
         tower: Any = transformers.AutoConfig.for_model(**read_config(file.parent))
@@ -255,10 +262,8 @@ def _preprocess_of(config: JsonDict) -> Preprocess:
 def find_configuration(spec: ModelSpec, context: ModelContext) -> tuple[Path, Checkpoint]:
     """The folder of a ``config.json``, and random weights for it. Raises UsageError."""
     location = spec.weights.hub if spec.weights and spec.weights.hub else ""
-    file = as_path(location) / CONFIG
-    if not file.parent.exists():
-        file = fetch_file(location, CONFIG, context.revision) or file
-    if not file.is_file():
+    file = find_file(location, CONFIG, context.revision)
+    if file is None:
         raise UsageError(f"Model '{spec.name}': {location} has no {CONFIG}, or can't be reached.")
     return file.parent, random_weights(context.seed, file.read_text(encoding="utf-8"))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -103,15 +103,15 @@ def check_frames(spec: ModelSpec, clips: Tensor, *, side: int | None = None, mul
 
 
 @contextmanager
-def built_from(origin: object, name: str) -> Iterator[None]:
-    """Build a network without memory from a configuration, in this block.
+def built_from(origin: object, name: str, device: str | None = "meta") -> Iterator[None]:
+    """Build a network from a configuration, in this block; on ``meta`` it has no memory.
 
     Raises LaryError, with `origin` and `name`, where it describes none.
     """
     import torch
 
     try:
-        with torch.device("meta"):
+        with torch.device(device) if device else nullcontext():
             yield
     except LaryError:
         raise
@@ -161,16 +161,17 @@ def transformers_model(
     """
     import torch
 
+    described = built_from(found.folder, model_class.__name__, device=None)
     if found.seed is not None:
         from accelerate import init_empty_weights
 
         # Its draws would be lost, its buffers are computed; the random state
         # of the caller stays what it was.
-        with described_by(found, model_class), init_empty_weights(), torch.random.fork_rng(devices=[]):
+        with described, init_empty_weights(), torch.random.fork_rng(devices=[]):
             network = model_class(config)
         return draw_weights(network, found.seed).to(device)
     tensors = dict(read())
-    with described_by(found, model_class), _quiet_transformers():
+    with described, _quiet_transformers():
         # Maps keys on disk to those of the library's version. Misshaped ones
         # are reported with the others below.
         model, report = model_class.from_pretrained(
@@ -189,16 +190,6 @@ def transformers_model(
     }
     _refuse_misfits(found, model, problems)
     return model.eval().to(device)
-
-
-@contextmanager
-def described_by(found: Checkpoint, model_class: Any) -> Iterator[None]:
-    """Raise LaryError where a checkpoint's configuration makes no such model."""
-    try:
-        yield
-    except Exception as error:  # the library has its own for values that it can't use
-        reason = f"describes no {model_class.__name__}: {reason_of(error)}"
-        raise LaryError(f"The configuration of {found.folder} {reason}.") from error
 
 
 @contextmanager

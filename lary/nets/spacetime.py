@@ -6,7 +6,7 @@ UniVLA: Bu et al. 2025, arXiv 2505.06111. villa-X: Chen et al. 2025, arXiv
 
 import math
 from collections import OrderedDict
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pydantic import BaseModel, PositiveFloat, PositiveInt
@@ -55,14 +55,6 @@ def among_frames(attention: nn.Module, x: Tensor) -> Tensor:
     x = x.transpose(1, 2)
     mixed: Tensor = attention(x.flatten(0, 1), causal=True)
     return mixed.unflatten(0, x.shape[:2]).transpose(1, 2)
-
-
-class UniVLAActions(NamedTuple):
-    """Latents (B, 4, D) of B pairs, their codebook rows, and the ids (B, 4) int64."""
-
-    latent: Tensor
-    tokens: Tensor
-    codes: Tensor
 
 
 def sinusoid(count: int, dim: int) -> Tensor:
@@ -154,22 +146,14 @@ class UniVLANetwork(nn.Module):
         encoded: Tensor = self.encoder(x)
         return encoded[:, :, : 2 * CODES]
 
-    def controllable(self, encoded: Tensor) -> UniVLAActions:
-        """What the benchmark stores, from the second frame's output of `encode`."""
-        return self._chosen(self.to_codebook(encoded[:, 1, :CODES]), self.vq_action)
+    def latent(self, encoded: Tensor) -> Tensor:
+        """Controllable latents (B, 4, D), from the second frame's output of `encode`."""
+        return self.to_codebook(encoded[:, 1, :CODES])
 
-    def uncontrollable(self, encoded: Tensor) -> UniVLAActions:
-        """What changes between the frames for other reasons than the robot's action."""
-        return self._chosen(self.to_codebook_uncontrol(encoded[:, 1, CODES:]), self.vq)
-
-    @staticmethod
-    def _chosen(latent: Tensor, rows: nn.ModuleDict) -> UniVLAActions:
-        weight: Any = rows["codebook"].weight
-        return UniVLAActions(latent, *nearest_rows(latent, weight))
-
-    def forward(self, features: Tensor) -> UniVLAActions:
-        """Patch features of pairs (B, 2, N, 768) to the controllable latent actions."""
-        return self.controllable(self.encode(features))
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Patch features of pairs (B, 2, N, 768) to the rows of controllable latents, and ids (B, 4)."""
+        weight: Any = self.vq_action["codebook"].weight
+        return nearest_rows(self.latent(self.encode(features)), weight)
 
 
 class VillaConfig(BaseModel, strict=True, frozen=True, extra="allow"):
@@ -368,11 +352,7 @@ class VillaNetwork(nn.Module):
         first, last = self.encoder.pool(tokens[:, 0]), self.encoder.pool(tokens[:, 1:, -2:].flatten(0, 1))
         return torch.cat([first, last.flatten(0, 1).unflatten(0, (len(clips), -1))], dim=1)
 
-    def quantize(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """The codebook row of each latent (..., D), and its id (...) int64."""
-        weight: Any = self.vq["embedding"].weight
-        return nearest_rows(latent, weight)
-
     def forward(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised clips (B, T, 3, H, W) to codebook rows as `latents`, and ids."""
-        return self.quantize(self.latents(clips))
+        weight: Any = self.vq["embedding"].weight
+        return nearest_rows(self.latents(clips), weight)

@@ -1,4 +1,4 @@
-"""`lary simulate`: the whole data set, resumable, and its contact sheets."""
+"""`lary simulate`: the whole data set, resumable."""
 
 import importlib.util
 import multiprocessing
@@ -8,18 +8,15 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-import cv2
 import numpy as np
 
-from lary.arrays import Floats, Pixels
+from lary.arrays import Floats
 from lary.data.actions import Moments
 from lary.data.configs import SimulateConfig
-from lary.data.frames import read_clip
-from lary.data.images import png_bytes, read_image
 from lary.data.tables import write_csv
-from lary.files import read_json, remove_torn, write_bytes, write_json, write_text
+from lary.files import read_json, remove_torn, write_json, write_text
 from lary.runtime import log, progress
-from lary.simulate.episodes import CLIPS, PAIRS, Recording, make_plan, perform, rows_of_tables, sampled
+from lary.simulate.episodes import CLIPS, PAIRS, Recording, make_plan, perform, rows_of_tables
 from lary.types import JsonDict, LaryError, UsageError
 from lary.workers import end_with_starter
 
@@ -32,8 +29,6 @@ OWN = ("regression/simarm", "classification/SimArm")
 """Folders under DATA_DIR that belong to the simulation alone."""
 SETTINGS = "LARY_ROOT: .\nDATA_DIR: data\nLARY_LA_DIR: latent_actions\nLARY_LOG_DIR: logs\n"
 STATS = "regression/simarm/simarm_stats.json"
-MARGIN = 96
-"""Pixels for the label of a row of a contact sheet."""
 
 
 def simulate(out: Path, config: SimulateConfig) -> dict[str, int]:
@@ -148,31 +143,3 @@ def perform_all(recordings: Sequence[Recording], data_dir: Path, config: Simulat
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def write_sheets(out: Path, config: SimulateConfig) -> list[Path]:
-    """Write contact sheets of tables to ``sheets/<table>.png``; returns paths.
-
-    A row has nine frames, of a verb and robot or of a robot and scene.
-
-    Raises MediaError for a frame or video that can't be read.
-    """
-    chosen: dict[tuple[str, str], Recording] = {}
-    for recording in make_plan(config):
-        label = (recording.robot, recording.room) if recording.pairs else (recording.verb, recording.robot)
-        chosen.setdefault((recording.table, " ".join(label)), recording)
-    strips: dict[Path, list[Pixels]] = {}
-    for (table, text), recording in sorted(chosen.items()):
-        margin = np.full((config.size, MARGIN, 3), 255, np.uint8)
-        cv2.putText(margin, text, (4, config.size // 2), cv2.FONT_HERSHEY_PLAIN, 0.8, (20, 20, 20))
-        wanted = [recording.wanted[step] for step in sampled(len(recording.wanted))]
-        root = out / "data" / recording.folder
-        if recording.pairs:
-            frames = [read_image(root / recording.image(frame)) for frame in wanted]
-        else:
-            frames = list(read_clip([root / recording.name], wanted, clamp=False))
-        sheet = out / "sheets" / f"{table}.png"
-        strips.setdefault(sheet, []).append(np.concatenate([margin, *frames], axis=1))
-    for sheet, rows in strips.items():
-        write_bytes(sheet, png_bytes(np.concatenate(rows), packing=4))
-    return list(strips)

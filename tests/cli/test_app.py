@@ -25,6 +25,7 @@ GONE = {
     "doctor": {"--json"},
     "data stats": {"--merge"},
     "indices": {"--visualize", "--sheet-clips"},
+    "simulate": {"--sheet"},
     "data clip": {"--backend"},
     "data check": {"--restart"},
     "data audit": {"--actions", "--cache", "--distance", "--still"},

@@ -25,7 +25,8 @@ def test_univla_sees_both_frames_and_refuses_what_it_cannot_encode(tmp_path: Pat
     for frame in range(2):
         other = CLIPS.clone()
         other[:, frame] = CLIPS[:, frame].flip(-1) * 3
-        latents = [encoder.author.network(encoder.author.features(pair)).latent for pair in (CLIPS, other)]
+        author, network = encoder.author, encoder.author.network
+        latents = [network.latent(network.encode(author.features(pair))) for pair in (CLIPS, other)]
         assert not torch.allclose(*latents, atol=1e-3)
     for wrong, named in ((CLIPS[..., :30, :30], "multiples of 14"), (CLIPS[:, :1], "at least 2 frames")):
         fails(LaryError, named, encoder.encode, wrong)

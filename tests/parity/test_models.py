@@ -20,7 +20,7 @@ from lary.models.lapa import load_network
 from lary.models.spec import MODELS, ModelSpec, Preprocess
 from lary.models.tensors import weight_layout
 from lary.models.weights import Checkpoint
-from lary.nets.spacetime import VillaConfig
+from lary.nets.spacetime import VillaConfig, nearest_rows
 from lary.types import BenchmarkProtocol, WeightsIdentity
 from tests.parity import fill
 from tests.parity.conftest import (
@@ -319,10 +319,11 @@ def test_every_output_of_univla_equals_the_published_one(name: str, tmp_path: Pa
     with torch.inference_mode():
         features = encoder.features(clips)
         encoded = network.encode(features)
-        controllable, uncontrollable = network.controllable(encoded), network.uncontrollable(encoded)
+        uncontrollable = network.to_codebook_uncontrol(encoded[:, 1, 4:])
+        _, ids = nearest_rows(uncontrollable, network.vq["codebook"].weight)
     case.check_all(
-        patches=features, latent=controllable.latent, indices=latents.codes, tokens=latents.tokens,
-        latent_uncontrol=uncontrollable.latent, indices_uncontrol=uncontrollable.codes, encoder_output_codes=encoded,
+        patches=features, latent=network.latent(encoded), indices=latents.codes, tokens=latents.tokens,
+        latent_uncontrol=uncontrollable, indices_uncontrol=ids, encoder_output_codes=encoded,
     )  # fmt: skip
     if case.about["size"] == "small":
         assert_alone(encoder, clips)
@@ -343,7 +344,7 @@ def test_every_output_of_villa_equals_the_published_one(name: str, tmp_path: Pat
     with torch.inference_mode():
         continuous = network.latents(clips)
         window = network.encoder.tokens(network.encoder.patches(clips[:, : network.window]))
-        _, nearest = network.quantize(torch.from_numpy(2 * probe - 1))
+        _, nearest = nearest_rows(torch.from_numpy(2 * probe - 1), network.vq["embedding"].weight)
     case.check_all(
         encoder_tokens=window.flatten(0, 1), latent=continuous.flatten(2).unsqueeze(2), tokens=latents.tokens,
         indices=latents.codes, vq_probe_indices=nearest, preprocessed_corner=clips[..., :4, :4],

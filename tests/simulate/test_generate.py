@@ -1,13 +1,11 @@
 """Simulated data: clips, sameness of bytes, folders that are not empty; tests/golden has the tables and arrays."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lary.data.frames import decode_video, read_clip
-from lary.data.images import read_image
 from lary.simulate import VERBS
 from tests.helpers import contents, lary, printed, rows_of
 from tests.hostile.harness import snapshot
@@ -68,13 +66,3 @@ def test_a_missing_simulator_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     printed("simulate", tmp_path / "none", *TINY, code=2, has=["pip install 'lary[demo]'"])
     assert not (tmp_path / "none").exists()
-
-
-def test_contact_sheets(made: Path, tmp_path: Path) -> None:
-    shutil.copytree(made, tmp_path / "copy")
-    done = lary("simulate", tmp_path / "copy", *TINY, "--sheet")
-    sheets = [line for line in done.out.splitlines() if line.endswith(".png")]
-    assert len(sheets) == 5
-    shapes = {Path(sheet).stem: read_image(Path(sheet)).shape for sheet in sheets}
-    assert [shapes[f"simarm_{name}"][0] for name in ("actions_metadata_train", "metadata_val")] == [7 * 48, 2 * 48]
-    assert {shape[1:] for shape in shapes.values()} == {(96 + 9 * 48, 3)}
