@@ -134,8 +134,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically; ValueError for NaN and infinity, which JSON lacks."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    """Write JSON atomically; ValueError as `json_text`."""
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Lines of JSON; ValueError for NaN and infinity, which JSON lacks."""
+    return json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def csv_text(lines: Iterable[Iterable[Any]]) -> str:

@@ -180,7 +180,7 @@ def add_regression(root: Path, model: str, dataset: str, error: float, *, chunks
     path = root / "logs" / "regression" / f"{dataset}_{model}" / FILE_NAME
     write_result(path, regression_result(outcome, about.model_copy(update={"dataset": data})))
     if chunks:
-        write_actions(path.parent, outcome)
+        write_actions(path.parent, [outcome])
 
 
 def analysed(root: Path, kind: Any, stem: str = "", **options: Any) -> tuple[list[dict[str, str]], str]:

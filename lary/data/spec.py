@@ -138,6 +138,7 @@ class DatasetSpec:
         integrity_group: name in the published integrity report, if it is there.
         samples: number over all splits; None where it isn't published.
         repository: of the published files, owner/name.
+        digests: of the tables of `revision` by split, where known: 16 digits of their SHA-256.
         citation: BibTeX.
     """
 
@@ -160,6 +161,7 @@ class DatasetSpec:
     embodiment: str = "robot"
     unnamed_robot: tuple[str, str] | None = None
     revision: str = ""
+    digests: Mapping[str, str] = field(default_factory=dict)
     description: str = ""
     in_demo: bool = False
     integrity_group: str = ""

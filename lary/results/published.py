@@ -8,7 +8,8 @@ of these as pages.
 ``predictions.npz`` holds the fields of `SampleScores` of each role as ``<role>_<field>``,
 and the ``seeds`` (S,). A score is 1 for a right and 0 for a wrong answer, or the normalised
 mean squared error of the sample. ``actions.npz`` holds those of `Chunks`, of the headline
-selection and the first seed.
+selection and the first seed. `answers_of` and `normalised_of` say what is there to recompute
+the metrics of every selection and seed from.
 """
 
 import io
@@ -19,7 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from lary.arrays import Floats, Ints, Pixels, read_npz
+from lary.arrays import Array, Floats, Pixels, read_npz
 from lary.files import atomic_write, csv_text, write_bytes, write_json, write_text
 from lary.probes import outcome as metrics
 from lary.probes.outcome import ClassificationOutcome, RegressionOutcome, SplitOutcome
@@ -29,6 +30,7 @@ from lary.results.record import Example, headline
 from lary.types import LaryError
 
 PREDICTIONS, ACTIONS = "predictions.npz", "actions.npz"
+TOP_K = 5
 EXAMPLE_QUANTILES = (0.1, 0.5, 0.9)
 """Ranks of the errors whose chunks are shown: a good one, the median, a bad one."""
 
@@ -192,17 +194,48 @@ def action_scores(runs: Sequence[RegressionOutcome]) -> dict[str, SampleScores]:
     return found
 
 
-def write_scores(folder: Path, scores: Mapping[str, SampleScores], seeds: Sequence[int]) -> None:
-    """Write the scores by role."""
-    _write_arrays(folder / PREDICTIONS, scores, seeds=np.array(seeds, dtype=np.int64))
+def answers_of(runs: Sequence[ClassificationOutcome]) -> dict[str, Array]:
+    """The ``classes`` (L,), and of the split seen: ``labels`` (n,), and by selection the answers of all seeds.
+
+    ``best_<selection>`` (S, n, `TOP_K`) are the best classes from 0, ``logits_<selection>`` their scores.
+    """
+    found: dict[str, Array] = {"classes": np.array(runs[0].classes), "seen_labels": runs[0].labels}
+    for name in runs[0].selections:
+        logits = np.stack([run.selections[name].logits for run in runs])
+        best = found[f"seen_best_{name}"] = np.argsort(-logits, axis=2, kind="stable")[..., :TOP_K].astype(np.int32)
+        found[f"seen_logits_{name}"] = np.take_along_axis(logits, best, axis=2)
+    return found
 
 
-def write_actions(folder: Path, outcome: RegressionOutcome) -> None:
-    """Write the chunks of all splits."""
-    _write_arrays(folder / ACTIONS, {role: chunks_of(split) for role, split in outcome.splits.items()})
+def normalised_of(runs: Sequence[RegressionOutcome]) -> dict[str, Array]:
+    """By role: normalised ``targets`` (n, K, A) and by selection ``normalised_<selection>`` (S, n, K, A) predictions.
+
+    ``statistics`` (n,) is the row of ``mean`` and ``std`` (R, A) that normalised a sample, of its type in ``robots``.
+    """
+    found: dict[str, Array] = {}
+    for role, split in runs[0].splits.items():
+        both, rows = np.unique(np.hstack([split.mean, split.std]), axis=0, return_inverse=True)
+        found[f"{role}_mean"], found[f"{role}_std"] = np.split(both, 2, axis=1)
+        found[f"{role}_statistics"], found[f"{role}_targets"] = rows.reshape(-1), split.targets
+        found[f"{role}_robots"] = np.array(split.samples.embodiments)
+        for name in split.selections:
+            values = [run.splits[role].selections[name].values for run in runs]
+            found[f"{role}_normalised_{name}"] = np.stack(values)
+    return found
 
 
-def _write_arrays(file: Path, tables: Mapping[str, SampleScores | Chunks], **more: Ints) -> None:
+def write_scores(folder: Path, scores: Mapping[str, SampleScores], seeds: Sequence[int], **more: Array) -> None:
+    """Write the scores by role, and `more` arrays."""
+    _write_arrays(folder / PREDICTIONS, scores, seeds=np.array(seeds, dtype=np.int64), **more)
+
+
+def write_actions(folder: Path, runs: Sequence[RegressionOutcome]) -> None:
+    """Write the chunks of all splits, of several seeds."""
+    chunks = {role: chunks_of(split) for role, split in runs[0].splits.items()}
+    _write_arrays(folder / ACTIONS, chunks, **normalised_of(runs))
+
+
+def _write_arrays(file: Path, tables: Mapping[str, SampleScores | Chunks], **more: Array) -> None:
     arrays = {f"{role}_{name}": part for role, table in tables.items() for name, part in vars(table).items()}
     with atomic_write(file) as stream:
         np.savez_compressed(stream, **more, **arrays)  # type: ignore[arg-type]

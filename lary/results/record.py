@@ -4,7 +4,9 @@ What each field means is said in ``record.yaml``, from which the JSON Schema has
 descriptions.
 """
 
+import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,12 +14,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lary.files import digest, first_error, read_json, write_json
+from lary.files import digest, first_error, json_text, read_json, write_text
 from lary.probes.outcome import SelectionName
 from lary.types import RANDOM, BenchmarkProtocol, JsonDict, LaryError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 FILE_NAME = "result.json"
+SEAL = re.compile(rb'"seal": "([0-9a-f]{64})"')
 USUAL_PROBES = ("", "attentive", "mlp")
 """Probes of the paper's leaderboards."""
 
@@ -97,6 +100,7 @@ class DatasetFacts(Strict):
     name: str
     title: str = ""
     revision: str = ""
+    revision_source: Literal["declared", "verified"] = "declared"
     tables: dict[str, str] = {}
     splits: dict[str, SplitFacts] = {}
     stride: int | None = None
@@ -124,6 +128,10 @@ class Provenance(Strict):
     commit: str | None = None
     dirty: bool | None = None
     machine: dict[str, str | int | float] = {}
+    probe_command: tuple[str, ...] = ()
+    threads: int | None = None
+    processes: int | None = None
+    devices: tuple[str, ...] = ()
 
 
 class NamedDigest(Strict):
@@ -142,6 +150,7 @@ class RunFacts(Strict):
     """What is known about a run before its outcome: the part that the caller fills in."""
 
     schema_version: int = SCHEMA_VERSION
+    seal: str = ""
     created: str = Field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     status: Literal["complete", "incomplete"] = "complete"
     identity: str = ""
@@ -258,6 +267,7 @@ class OrientationRow(SplitRow):
     """One orientation on one split under the headline selection."""
 
     convention: str
+    dims: tuple[int, ...] = ()
     degrees: Metric
 
 
@@ -335,8 +345,15 @@ def schema_text() -> str:
 
 
 def write_result(path: Path, result: EvalResult) -> None:
-    """Write a result atomically."""
-    write_json(path, result.model_dump(mode="json"))
+    """Write a result atomically, sealed by the SHA-256 of its text without the seal."""
+    text, mark = json_text(result.model_copy(update={"seal": ""}).model_dump(mode="json")), '"seal": "'
+    write_text(path, text.replace(mark, mark + hashlib.sha256(text.encode()).hexdigest(), 1))
+
+
+def seal_holds(data: bytes) -> bool:
+    """Whether the bytes of a result.json are those that were written; no seal does not hold."""
+    found = SEAL.search(data)
+    return found is not None and found[1].decode() == hashlib.sha256(data.replace(found[1], b"", 1)).hexdigest()
 
 
 def read_result(path: Path) -> EvalResult:
@@ -364,9 +381,9 @@ def _migrated(data: JsonDict, version: int) -> JsonDict:
 
     Version 1 had one seed and no tables of robots and orientations. Versions 1 and 2 named
     files without digests. Before relative motion had a choice of frames it was that of the
-    world.
+    world. The seal belongs to the file, and is left out.
     """
-    new: JsonDict = {"schema_version": SCHEMA_VERSION}
+    new: JsonDict = {"schema_version": SCHEMA_VERSION, "seal": ""}
     if version < 2:
         new["seeds"] = [data.get("seed", 0)]
     if version < 3:

@@ -21,11 +21,10 @@ from lary.data.spec import Orientation
 from lary.probes import outcome as metrics
 from lary.probes.outcome import ClassificationOutcome, RegressionOutcome, SplitOutcome
 from lary.results import statistics as stats
-from lary.results.published import examples_of
+from lary.results.published import TOP_K, examples_of
 from lary.results.record import EvalResult, Metric, RunFacts, Unit, headline
 from lary.types import JsonDict, LaryError
 
-TOP_K = 5
 SMALLEST_NORM = 1e-8
 """A quaternion below it has no direction."""
 
@@ -312,7 +311,7 @@ def regression_result(
             tables["robots"].append(part.robot(robot, outcome.groups, facts, orientations))
         for each in orientations:
             if (degrees := own.angle([each])) is not None:
-                about = {"split": role, "name": each.name, "convention": each.convention}
+                about = {"split": role, "name": each.name, "convention": each.convention, "dims": each.dims}
                 tables["orientations"].append({**about, "degrees": degrees})
     own, gains = predicted["seen", first], {}
     for name in seen.controls:

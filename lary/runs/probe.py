@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lary.configs import ClassifyConfig, TrackerName
+from lary.configs import ClassifyConfig, Paths, TrackerName
 from lary.data.spec import DATASETS
 from lary.files import digest
 from lary.latents.ref import LatentsRef
@@ -98,6 +99,17 @@ def deciding_options(config: ProbeConfig) -> JsonDict:
     return {name: value for name, value in given if value is not None and name not in NOT_DECIDING}
 
 
+def probe_command(config: ProbeConfig, settings: Settings) -> list[str]:
+    """The command of a probe alone, whatever started it, with its folders and plug-ins."""
+    given, defaults = asdict(config), {each.name: each.default for each in fields(config)}
+    found = [(name, value) for name, value in given.items() if value != defaults[name]]
+    folders = (settings.items.get(each.name.upper()) for each in fields(Paths))
+    found += [(item.name.lower(), item.value) for item in folders if item and item.origin not in ("default", "not set")]
+    found += [("plugin", plugin) for plugin in loaded_plugins()]
+    words = ((f"--{name.replace('_', '-')}", str(value)) for name, value in found if name not in NOT_DECIDING[1:])
+    return ["lary", "classify" if isinstance(config, ClassifyConfig) else "regress", *chain.from_iterable(words)]
+
+
 def inputs_of(task: Task) -> tuple[NamedDigest, ...]:
     """Digests of what decides a run: options, tables, latents, targets and statistics."""
     task.read_targets()
@@ -146,6 +158,8 @@ def finished(folder: Path, task: Task) -> EvalResult | None:
 
 def train_and_write(task: Task, team: Team, device: str) -> None:
     """Train the probes of all seeds on one device; the leading process writes the result."""
+    import torch
+
     from lary.probes.training import Session, tracking
 
     started = time.monotonic()
@@ -177,6 +191,8 @@ def train_and_write(task: Task, team: Team, device: str) -> None:
         if not team.leads:
             return
         facts = run_facts(task, inputs) | {"options": outcomes[0].settings}
+        devices = pick_devices(config.gpus, config.device, every=task.kind != "ridge")[: team.size]
+        facts["provenance"] |= {"threads": torch.get_num_threads(), "processes": team.size, "devices": devices}
         facts["timings"]["probe"] = round(time.monotonic() - started, 3)
         result = task.write(run.work, outcomes, facts)
         warnings = [*result.warnings, *shared_groups(task.dataset, task.splits)]
@@ -199,6 +215,8 @@ def run_facts(task: Task, inputs: tuple[NamedDigest, ...]) -> JsonDict:
     units, shape = getattr(data.target, "units", ()), train.source.shape
     dataset = {name: getattr(data, name) for name in ("name", "title", "revision", "stride")}
     dataset |= {"units": units, "split_set": config.splits or "", "tables": tables, "splits": sizes}
+    if all(data.digests.get(name) == own for name, own in tables.items()):
+        dataset["revision_source"] = "verified"
     weights = {
         "name": config.model,
         "dim": shape[-1],
@@ -224,7 +242,7 @@ def run_facts(task: Task, inputs: tuple[NamedDigest, ...]) -> JsonDict:
         "seed": seeds_of(config)[0],
         "seeds": seeds_of(config),
         "options_given": asdict(config),
-        "provenance": provenance(),
+        "provenance": provenance() | {"probe_command": probe_command(config, task.settings)},
         "timings": timings,
     }
 

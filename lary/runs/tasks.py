@@ -249,7 +249,8 @@ class ClassTask(ProbeTask):
     def write(self, work: Path, outcomes: Sequence[ClassificationOutcome], facts: JsonDict) -> EvalResult:
         """Write the output files; returns the record of the run."""
         published.write_classification_files(work, outcomes[0])
-        published.write_scores(work, published.class_scores(outcomes), seeds_of(self.config))
+        answers = published.answers_of(outcomes)
+        published.write_scores(work, published.class_scores(outcomes), seeds_of(self.config), **answers)
         return classification_result(outcomes[0], RunFacts(**facts), outcomes[1:])
 
 
@@ -317,7 +318,7 @@ class ActionTask(ProbeTask):
         frames = frames_of(self.splits["seen"])
         files = published.write_regression_files(work, first, frames, self.actions.units)
         published.write_scores(work, published.action_scores(outcomes), seeds_of(self.config))
-        published.write_actions(work, first)
+        published.write_actions(work, outcomes)
         record = RunFacts(files=dict.fromkeys(files, ""), **facts)
         # The difference of two orientations' values is no orientation, the turn is one.
         turns = self.config.action_mode == "absolute" or self.frame != "world"

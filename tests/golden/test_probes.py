@@ -23,7 +23,7 @@ LATENTS = (("pixels", "calvin"), ("pixels", "robot_1st"), ("frame-difference", "
 CONTROLS = "controls --model pixels --dataset calvin --model-type ridge DEMO --seeds 0"
 VOLATILE = (
     "schema_version", "created", "identity", "provenance", "timings", "options_given", "dataset", "model", "interval",
-    "warnings", "protocol_notes", "classes", "confusion", "examples", "options", "inputs", "extra", "files",
+    "warnings", "protocol_notes", "classes", "confusion", "examples", "options", "inputs", "extra", "files", "seal",
 )  # fmt: skip
 """Fields of a result that differ between two machines, hold sentences, or are abridged below."""
 
