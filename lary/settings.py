@@ -42,6 +42,7 @@ class Setting(NamedTuple):
 _SHIPPED = Path(__file__).with_name("settings.json").read_text(encoding="utf-8")
 VARIABLES = {name: Variable(**entry) for name, entry in json.loads(_SHIPPED).items()}
 NAMES = tuple(VARIABLES)
+FOLDERS = ("LARY_ROOT", "DATA_DIR", "LARY_LA_DIR", "LARY_LOG_DIR")
 
 
 class Settings:

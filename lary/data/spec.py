@@ -138,7 +138,7 @@ class DatasetSpec:
         integrity_group: name in the published integrity report, if it is there.
         samples: number over all splits; None where it isn't published.
         repository: of the published files, owner/name.
-        digests: of the tables of `revision` by split, where known: 16 digits of their SHA-256.
+        digests: of the samples of `revision` by split, where known, as in ``dataset.samples`` of a result.
         citation: BibTeX.
     """
 

@@ -102,6 +102,7 @@ class DatasetFacts(Strict):
     revision: str = ""
     revision_source: Literal["declared", "verified"] = "declared"
     tables: dict[str, str] = {}
+    samples: dict[str, str] = {}
     splits: dict[str, SplitFacts] = {}
     stride: int | None = None
     units: tuple[str, ...] = ()

@@ -6,11 +6,10 @@ import json
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lary.configs import ClassifyConfig, Paths, TrackerName
+from lary.configs import ClassifyConfig, TrackerName
 from lary.data.spec import DATASETS
 from lary.files import digest
 from lary.latents.ref import LatentsRef
@@ -20,7 +19,7 @@ from lary.results.record import FILE_NAME, EvalResult, NamedDigest, read_result,
 from lary.runs.extract import read_timing
 from lary.runs.tasks import ActionTask, ClassTask, ProbeConfig, frame_of, seeds_of, shared_groups
 from lary.runtime import log, pick_devices, progress, provenance
-from lary.settings import Settings
+from lary.settings import FOLDERS, Settings
 from lary.types import JsonDict, UsageError
 
 if TYPE_CHECKING:
@@ -101,13 +100,13 @@ def deciding_options(config: ProbeConfig) -> JsonDict:
 
 def probe_command(config: ProbeConfig, settings: Settings) -> list[str]:
     """The command of a probe alone, whatever started it, with its folders and plug-ins."""
-    given, defaults = asdict(config), {each.name: each.default for each in fields(config)}
-    found = [(name, value) for name, value in given.items() if value != defaults[name]]
-    folders = (settings.items.get(each.name.upper()) for each in fields(Paths))
-    found += [(item.name.lower(), item.value) for item in folders if item and item.origin not in ("default", "not set")]
-    found += [("plugin", plugin) for plugin in loaded_plugins()]
-    words = ((f"--{name.replace('_', '-')}", str(value)) for name, value in found if name not in NOT_DECIDING[1:])
-    return ["lary", "classify" if isinstance(config, ClassifyConfig) else "regress", *chain.from_iterable(words)]
+    words = ["lary", "classify" if isinstance(config, ClassifyConfig) else "regress"]
+    own, folders = vars(config), (settings.items[name] for name in FOLDERS)
+    found = [(each.name, own[each.name]) for each in fields(config) if own[each.name] != each.default]
+    found += [(each.name.lower(), each.value) for each in folders if each.value and each.origin != "default"]
+    for name, value in (*found, *(("plugin", path) for path in loaded_plugins())):
+        words += [] if name in NOT_DECIDING[1:] else [f"--{name.replace('_', '-')}", str(value)]
+    return words
 
 
 def inputs_of(task: Task) -> tuple[NamedDigest, ...]:
@@ -215,8 +214,9 @@ def run_facts(task: Task, inputs: tuple[NamedDigest, ...]) -> JsonDict:
     units, shape = getattr(data.target, "units", ()), train.source.shape
     dataset = {name: getattr(data, name) for name in ("name", "title", "revision", "stride")}
     dataset |= {"units": units, "split_set": config.splits or "", "tables": tables, "splits": sizes}
-    if all(data.digests.get(name) == own for name, own in tables.items()):
-        dataset["revision_source"] = "verified"
+    dataset["samples"] = {name: digest(*(each.id for each in split.table)) for name, split in splits.items()}
+    known = all(data.digests.get(name) == own for name, own in dataset["samples"].items())
+    dataset["revision_source"] = "verified" if known else "declared"
     weights = {
         "name": config.model,
         "dim": shape[-1],

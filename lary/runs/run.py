@@ -18,12 +18,11 @@ from lary.runs.extract import FRAME_CONTROLS, extract, extract_changed
 from lary.runs.probe import ProbeRun, run_probe
 from lary.runs.tasks import ProbeConfig, check_options
 from lary.runtime import log
-from lary.settings import CONFIG_NAME, NAMES, Settings, load_settings
+from lary.settings import CONFIG_NAME, FOLDERS, NAMES, Settings, load_settings
 from lary.types import RANDOM, JsonDict, UsageError
 
 OF_EXTRACTION = ("precision", "mode", "stride")
 """Options of the extraction, or with another meaning for a probe."""
-FOLDERS = ("LARY_ROOT", "DATA_DIR", "LARY_LA_DIR", "LARY_LOG_DIR")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 import torch
 
 from lary.configs import ExtractConfig, RunConfig
+from lary.data.spec import DATASETS
 from lary.probes.training import launch
 from lary.results.folder import finished_run
 from lary.results.published import read_scores
-from lary.results.record import read_result
+from lary.results.record import DatasetFacts, read_result
 from lary.runs.extract import extract
 from lary.runs.probe import run_member, summary
 from lary.runs.run import run
@@ -37,6 +39,13 @@ def test_a_result_records_what_was_run_and_is_not_overwritten(made: Path, tmp_pa
     }  # fmt: skip
     assert (min(result.timings.values()) > 0, set(result.timings)) == (True, {"extract train", "extract val", "probe"})
     assert [len(digest) for digest in result.dataset.tables.values()] == [16, 16]
+    source = result.provenance
+    assert (source.devices, source.processes, source.threads) == (("cpu",), 1, torch.get_num_threads())
+    assert result.dataset.revision_source == "declared"
+    words = [str(tmp_path / "other") if word == str(tmp_path) else word for word in source.probe_command[1:]]
+    printed(*words)
+    (other,) = (tmp_path / "other").rglob("result.json")
+    assert read_result(other).identity == result.identity, "the recorded command does the same run"
     again = probe(made, logs=tmp_path, resume=False, device="cpu")  # nor a tracker: no part of a run's identity
     assert (again.new, again.result, file.read_bytes()) == (False, result, first)
     fails(UsageError, r"another run .*--overwrite to replace it", probe, made, logs=tmp_path, seed=3)
@@ -88,6 +97,20 @@ def test_an_earlier_result_says_which_inputs_it_does_not_name(place: Path, caplo
         file.write_text(json.dumps(facts))
         assert not probe(place, dataset).new
         assert f"names no digest of: {words}; changes" in caplog.text
+
+
+def test_a_revision_is_verified_by_the_digests_of_its_samples(made: Path, tmp_path: Path) -> None:
+    """Which are those of every model's latents; a record without digests declares its revision."""
+    calvin = DATASETS.get("calvin")
+
+    def facts(name: str, **digests: str) -> DatasetFacts:
+        DATASETS._records["calvin"] = replace(calvin, digests=digests)
+        return probe(made, logs=tmp_path / name, model_type="ridge", epochs=None).result.dataset
+
+    found = facts("one")
+    assert (found.revision_source, found.samples.keys()) == ("declared", {"train", "val"})
+    assert facts("two", **found.samples).revision_source == "verified"
+    assert facts("three", **{**found.samples, "val": "0" * 16}).revision_source == "declared"
 
 
 def test_what_the_paper_protocol_changes_is_named(place: Path) -> None:
