@@ -208,16 +208,13 @@ def answers_of(runs: Sequence[ClassificationOutcome]) -> dict[str, Array]:
 
 
 def normalised_of(runs: Sequence[RegressionOutcome]) -> dict[str, Array]:
-    """By role: normalised ``targets`` (n, K, A) and by selection ``normalised_<selection>`` (S, n, K, A) predictions.
+    """By role: normalised ``targets`` (n, K, A), ``mean`` and ``std`` (n, A) that turn them into units.
 
-    ``statistics`` (n,) is the row of ``mean`` and ``std`` (R, A) that normalised a sample, of its type in ``robots``.
+    By selection, too: ``normalised_<selection>`` (S, n, K, A), the predictions of all seeds.
     """
     found: dict[str, Array] = {}
     for role, split in runs[0].splits.items():
-        both, rows = np.unique(np.hstack([split.mean, split.std]), axis=0, return_inverse=True)
-        found[f"{role}_mean"], found[f"{role}_std"] = np.split(both, 2, axis=1)
-        found[f"{role}_statistics"], found[f"{role}_targets"] = rows.reshape(-1), split.targets
-        found[f"{role}_robots"] = np.array(split.samples.embodiments)
+        found |= {f"{role}_{name}": getattr(split, name) for name in ("targets", "mean", "std")}
         for name in split.selections:
             values = [run.splits[role].selections[name].values for run in runs]
             found[f"{role}_normalised_{name}"] = np.stack(values)
