@@ -134,6 +134,8 @@ def test_classes_that_cannot_be_learned_are_named_and_the_majority_is_a_control(
     assert "80 training samples (pull): extract more of the training split" in warning
     np.testing.assert_array_equal(outcome.train_counts, [40, 20, 0, 20])
     np.testing.assert_array_equal(outcome.controls["majority_class"], np.zeros(36))
+    many = replace(inputs, classes=tuple("abcdefghijkl"), labels=np.arange(36) % 12)
+    assert "training samples (e, f, g, h, i, ...)" in train("attentive", many, epochs=1).warnings[0]
 
 
 def test_wrong_inputs_are_refused_before_training() -> None:

@@ -47,6 +47,10 @@ def test_attention_in_bfloat16_is_attention(length: int) -> None:
     expected, found = attention(tokens), attention.bfloat16()(tokens.bfloat16())
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), expected, atol=0.02, rtol=0.02)
+    cross = nets.QueryAttention(32, 4)
+    values = nets.split_heads(cross.kv(tokens)[..., 32:], 4)
+    shown = (cross.weights(tokens, tokens) @ values).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(shown, cross(tokens, tokens), msg="the weights that figures show")
 
 
 @pytest.mark.parametrize("hidden", [16, 100])
@@ -81,6 +85,7 @@ def test_the_reported_head_is_read_back(tmp_path: Path) -> None:
     inputs = classifier_inputs()
     outcome = train("attentive", inputs, folder=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest.pt", "log_r0.csv"]
+    assert torch.load(tmp_path / "latest.pt", weights_only=True)["epoch"] == 10
     logits, weights = attend(load_head(tmp_path / "latest.pt", 4), inputs.validation, [1, 4])
     np.testing.assert_allclose(logits, outcome.selections["held_out"].logits[[1, 4]], atol=1e-5)
     np.testing.assert_allclose(weights.reshape(2, 12).sum(axis=1), 1, atol=1e-5)

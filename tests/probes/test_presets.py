@@ -1,6 +1,8 @@
 """Presets of the probes, what replaces their numbers, and schedules."""
 
+import math
 from dataclasses import astuple, replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -30,8 +32,13 @@ def test_the_paper_preset_is_the_published_setting() -> None:
     assert astuple(paper.dit) == (512, 6, 8, 20, 256, 1e-4, 1e-4, 0.1, 500)
 
 
-def test_warmup_rises_over_the_first_tenth() -> None:
+def test_warmup_rises_over_the_first_tenth_and_numbers_alone_are_tracked() -> None:
     settings = TINY.settings("mlp", epochs=50, batch_size=120)  # one update per epoch
-    training = RegressorTraining(regressor_inputs(), settings, Session(protocol="paper", seed=0))
+    session = Session(protocol="paper", seed=0, tracker=Mock())
+    training = RegressorTraining(regressor_inputs(), settings, session)
+    assert training.build()[1].param_groups[0]["weight_decay"] == settings.weight_decay == 1e-4
+    assert [training.offer("a", [rank]) for rank in (1.0, 1.0, 2.0)] == [True, False, True], "the first of equals"
+    training.log({"a": [1.0, math.nan, None], "b": math.inf})
+    session.tracker.log.assert_called_once_with({"a/0": 1.0}, step=0)
     rates = np.array([training.rate(update) for update in range(50)]) / settings.lr
     np.testing.assert_allclose(rates, [0, 0.2, 0.4, 0.6, 0.8, *[1.0] * 45])

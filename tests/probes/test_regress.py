@@ -87,10 +87,12 @@ def test_tokens_of_every_shape_and_precision_are_the_same_values(probe: str, sha
 def test_divergence_is_an_error() -> None:
     preset = replace(TINY, regressor=replace(TINY.regressor, lr=1e30, epochs=4))
     fails(LaryError, r"diverged in epoch 1, update \d+ \(learning rate .* of 1e\+30\)", train, "mlp", preset=preset)
+    (inputs := regressor_inputs()).evaluated["unseen"].latents.tokens[0] = np.nan  # type: ignore[attr-defined]
+    fails(LaryError, "diverged in epoch 1, .*its predictions are not finite", train, "mlp", inputs)
 
 
 def test_a_ridge_reads_down_to_the_noise_and_says_that_its_smallest_penalty_was_best() -> None:
-    outcome = train("ridge")
+    outcome = train("ridge", device="cuda:3")
     for split in outcome.splits.values():
         assert 0.05**2 * 0.5 < mse(split.selections["held_out"].values, split.targets) < 0.05**2 * 2
     assert outcome.warnings == ("The smallest penalty of 8 was picked: a smaller one might do better.",)
@@ -101,6 +103,7 @@ def test_a_value_that_is_still_in_training_does_not_blow_up() -> None:
     inputs = regressor_inputs()
     for source in (inputs.train, *(split.latents for split in inputs.evaluated.values())):
         source.tokens[:, 0, 0, 0] *= 1e-5  # type: ignore[attr-defined]
+        source.tokens[..., 3] = 2.0  # type: ignore[attr-defined]
     inputs.evaluated["seen"].latents.tokens[:, 0, 0, 0] = 1.0  # type: ignore[attr-defined]
     split = train("ridge", inputs).splits["seen"]
     error = mse(split.selections["held_out"].values, split.targets)

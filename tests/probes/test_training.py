@@ -15,6 +15,7 @@ import torch
 
 from lary.probes.regress import RegressorTraining
 from lary.probes.training import STATE_FILE, Session, Team, launch, tracking
+from lary.runtime import log
 from lary.types import LaryError, UsageError
 from tests.helpers import fails
 from tests.probes.made import TINY, Bar, Killed, assert_same, classifier_inputs, numbers, regressor_inputs, train
@@ -43,7 +44,8 @@ def test_an_interrupted_training_resumes(kind: str, steps: int, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("kind", ["attentive", "mlp", "dit"])
-def test_a_state_of_another_training_is_never_taken(kind: str, tmp_path: Path) -> None:
+def test_a_state_of_another_training_is_never_taken(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "warning", told := Mock())
     state, checkpoint = tmp_path / STATE_FILE, tmp_path / "best_model.pth"
 
     def interrupted(steps: int, **options: Any) -> int:
@@ -59,13 +61,15 @@ def test_a_state_of_another_training_is_never_taken(kind: str, tmp_path: Path) -
         interrupted(10)
         assert (state.exists(), interrupted(1, **options), state.exists()) == (True, 0, False), options
     damages: list[Callable[[], Any]] = [
-        lambda: state.write_bytes(b"PK\x03\x04 torn"), lambda: torch.save({"identity": "x"}, state)
+        lambda: state.write_bytes(b"PK\x03\x04 torn"), lambda: torch.save({"identity": "x"}, state),
+        lambda: monkeypatch.setattr("lary.probes.training.__version__", "0"),
     ]  # fmt: skip
     damages += [checkpoint.unlink] if kind != "attentive" else []
     for damage in damages:
         interrupted(10)
         damage()
         assert (interrupted(1), state.exists()) == (0, False)
+    assert told.call_count == len(others) + 1 + len(damages)
 
 
 def test_a_state_is_written_where_it_costs_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,6 +144,7 @@ def test_trackers_get_losses_rates_and_metrics(name: Any, tmp_path: Path, monkey
     assert_same(numbers(silent), numbers(outcome))
     begun, run = library.init.call_args.kwargs, library.init.return_value
     assert (begun["project"], begun["name"], begun["config"]) == ("lary", "my run", {"seed": 0})
+    assert begun.get("dir") == (str(tmp_path) if name == "wandb" else None)
     run.finish.assert_called_once()
     steps = [call.kwargs["step"] for call in run.log.call_args_list]
     assert steps == sorted(steps)

@@ -17,6 +17,7 @@ def test_frequency_orders_classes_and_averages_their_f1(tmp_path: Path) -> None:
     classes = DATASETS.get("libero").labels.classes
     train = np.arange(len(classes))[::-1] * 10  # the last class has no training sample
     add_classification(tmp_path, "siglip2", "libero", 2.0, train=train)
+    add_classification(tmp_path, "siglip2", "libero", 2.0, created="2025-01-02T03:04:05+00:00")  # the older one
     table, _ = analysed(tmp_path, "frequency", "frequency_libero", window=5)
     assert [row["class"] for row in table] == list(classes)
     rising = table[::-1][1:]
@@ -31,12 +32,12 @@ def test_frequency_orders_classes_and_averages_their_f1(tmp_path: Path) -> None:
 
 def test_gap_is_f1_of_people_minus_f1_of_robots_on_shared_classes(tmp_path: Path) -> None:
     runs = {
-        (model, data): add_classification(tmp_path, model, data, skill, seed=seed)
+        (model, data): add_classification(tmp_path, model, data, skill, seed=seed, preset="demo")
         for model, seed in (("lapa", 1), ("dinov3", 2))
         for data, skill in (("human_1st", 4.0), ("robot_1st", 1.0))
     }
-    add_classification(tmp_path, "vjepa2", "human_1st", 3.0)
-    table, left_out = analysed(tmp_path, "gap", "gap_human_1st_robot_1st")
+    add_classification(tmp_path, "vjepa2", "human_1st", 3.0, preset="demo")
+    table, left_out = analysed(tmp_path, "gap", "gap_human_1st_robot_1st_demo")
     assert left_out == "gap: vjepa2 has a run on one of human_1st and robot_1st only"
     human, robot = (set(DATASETS.get(name).labels.classes) for name in ("human_1st", "robot_1st"))
     assert {row["class"] for row in table} <= human & robot
@@ -46,9 +47,11 @@ def test_gap_is_f1_of_people_minus_f1_of_robots_on_shared_classes(tmp_path: Path
     for row in (table := [row for row in table if row["gap"]]):
         wanted = [truth[row["model"], side][row["class"]] for side in ("human_1st", "robot_1st")]
         assert float(row["gap"]) == pytest.approx(wanted[0] - wanted[1])
-    facts = json.loads((tmp_path / "logs" / "analysis" / "gap_human_1st_robot_1st.json").read_text())
+    facts = json.loads((tmp_path / "logs" / "analysis" / "gap_human_1st_robot_1st_demo.json").read_text())
     mean = np.mean([float(row["gap"]) for row in table if row["model"] == "lapa"])
     assert (facts["mean_gap"]["lapa"], mean > 0.2) == (pytest.approx(mean), True)
+    gaps = [[float(row["gap"]) for row in table if row["class"] == name] for name in facts["classes_shown"]]
+    assert (means := [np.mean(own) for own in gaps]) == sorted(means)
 
 
 def test_all_makes_what_the_runs_allow_and_says_the_rest(tmp_path: Path) -> None:
@@ -57,7 +60,7 @@ def test_all_makes_what_the_runs_allow_and_says_the_rest(tmp_path: Path) -> None
     add_classification(tmp_path, "lapa", "libero", 9.0, control="shuffled-targets")
     asked = ("analyze", "--out", tmp_path / "out", "--count=1")
     kinds = ("gap", "stride", "codebook", "attention")
-    printed(*asked, root=tmp_path, has=[f"left out: {kind}: " for kind in kinds])
+    printed(*asked, root=tmp_path, has=[*(f"left out: {kind}: " for kind in kinds), "doesn't tell the options"])
     first = contents(tmp_path / "out")
     stems = ("frequency_libero", "trajectories_calvin_lapa")
     assert set(first) == {f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES}
@@ -77,6 +80,7 @@ def test_wrong_requests_name_the_remedy(tmp_path: Path) -> None:
     add_regression(tmp_path, "dinov3", "vlabench", 0.1)
     refused("stride", r"--model dinov: no run below .* has it\. Did you mean dinov3", model=("dinov",))
     refused("trajectories", "--count 0: must be at least 1", count=0)
+    refused("frequency", "--window 0: must be at least 1", window=0)
     refused("frequency", "frequency: there is no finished classification run: run 'lary classify'")
     refused("frequency", "no finished classification run of the chosen models and data sets: run", model=("dinov3",))
     refused("all", "No analysis can be made of these runs:\n  frequency: ")
@@ -108,6 +112,11 @@ def test_stride_takes_data_sets_of_one_series_beside_the_paper(tmp_path: Path) -
 
 
 def test_codebook_holds_all_settings_but_one(tmp_path: Path) -> None:
+    add_regression(tmp_path / "none", "dinov3", "vlabench", 0.1)
+    for kind, message in (("stride", "model has finished runs at two strides"), ("codebook", "of an ablated model")):
+        fails(LaryError, message, analysed, tmp_path / "none", kind)
+    add_regression(tmp_path / "none", "dinov3-cs8_sl49_dim256_lr1e-4", "vlabench", 0.1)
+    fails(LaryError, "no two runs on vlabench differ in one setting alone", analysed, tmp_path / "none", "codebook")
     for codebook, length, width in ((8, 49, 256), (64, 49, 256), (64, 16, 256), (32, 4, 16)):
         add_classification(tmp_path, f"dinov3-cs{codebook}_sl{length}_dim{width}_lr1e-4", "robot_1st", 2.0)
     add_classification(tmp_path, "dinov3", "robot_1st", 2.0)
@@ -116,11 +125,3 @@ def test_codebook_holds_all_settings_but_one(tmp_path: Path) -> None:
         ("codebook size", 8, 0.6489), ("codebook size", 64, 0.6404),
         ("sequence length", 16, 0.6333), ("sequence length", 49, 0.6404),
     ]  # fmt: skip
-
-
-def test_runs_without_an_ablation_are_refused(tmp_path: Path) -> None:
-    add_regression(tmp_path, "dinov3", "vlabench", 0.1)
-    for kind, message in (("stride", "model has finished runs at two strides"), ("codebook", "of an ablated model")):
-        fails(LaryError, message, analysed, tmp_path, kind)
-    add_regression(tmp_path, "dinov3-cs8_sl49_dim256_lr1e-4", "vlabench", 0.1)
-    fails(LaryError, "no two runs on vlabench differ in one setting alone", analysed, tmp_path, "codebook")

@@ -103,5 +103,6 @@ def test_every_sample_of_a_classification_has_a_row(tmp_path: Path) -> None:
     table = load_samples(tmp_path / "result.json")
     assert (len(table), table["score"].mean()) == (len(outcome.labels), pytest.approx(result.score.value))
     assert ((table["predicted"] == table["true"]) == (table["score_0"] == 1)).all()
+    assert list(table["true"]) == [outcome.classes[label] for label in outcome.labels]
     (tmp_path / "case.txt").write_text("another")
     fails(LaryError, "digest differs", load_samples, tmp_path)

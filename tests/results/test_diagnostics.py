@@ -50,13 +50,15 @@ def numbers(root: Path, *options: str) -> Any:
 def test_diagnose_command_reads_a_store_in_batches(tmp_path: Path) -> None:
     tokens = np.random.default_rng(4).normal(size=(SAMPLES, 2, 6))
     tokens[..., 2] = 7.0
+    tokens[..., 3:5] *= [1e-4, 0]
     write_store(tmp_path, tokens)
     first = "calvin val with lapa (corrected): 40 samples of 8 episodes or videos, tokens 2 x 6"
-    run(tmp_path, has=[first, "6, 1 dead", "4 of 8 (50.0 %) used, perplexity 4.00 (2.00 at a single place)"])
+    run(tmp_path, has=[first, "6, 2 dead", "4 of 8 (50.0 %) used, perplexity 4.00 (2.00 at a single place)"])
     found = json.loads((tmp_path / "logs" / "diagnostics" / "calvin" / "val" / "lapa.json").read_text())
-    assert (found["channels"]["dead"], found["tokens"]["limit"]) == ([2], 6)
+    assert (found["channels"]["dead"], found["tokens"]["limit"]) == ([2, 4], 6)
     assert found["codes"]["counts"] == {"0": 20, "1": 20, "3": 20, "5": 20}
-    assert (numbers(tmp_path), numbers(tmp_path, "--rows", "10")["samples"]) == (found, 10)
+    few = numbers(tmp_path, "--rows", "5")  # of evenly spaced rows
+    assert (numbers(tmp_path), few["samples"], few["groups"]) == (found, 5, 5)
     assert numbers(tmp_path, "--batch-size", "9")["tokens"] == pytest.approx(found["tokens"], rel=1e-9)
     by_hand: Any = code_use({0: np.array([1, 4]), 3: np.array([1, 0]), 7: np.array([2, 0])}, None)
     assert by_hand["perplexity_per_place"] == pytest.approx((2**1.5 + 1) / 2)

@@ -26,7 +26,7 @@ def do_run(folder: Path, text: str, *names: str, identity: str = "one") -> EvalR
         return run.publish(classification_result(fake.class_outcome(1.0), fake.facts("pixels", "verbs")))
 
 
-def test_a_run_publishes_its_files_with_their_digests(tmp_path: Path) -> None:
+def test_a_run_publishes_its_files_with_their_digests_and_has_an_identity(tmp_path: Path) -> None:
     result = do_run(tmp_path, "text", "case.txt", "seed_1/latest.pt")
     assert sorted(contents(tmp_path)) == ["case.txt", "result.json", "seed_1/latest.pt"]
     assert read_result(tmp_path / "result.json") == result
@@ -34,14 +34,19 @@ def test_a_run_publishes_its_files_with_their_digests(tmp_path: Path) -> None:
     again = do_run(tmp_path, "text", "other.txt", identity="two")
     assert sorted(contents(tmp_path)) == ["other.txt", "result.json"], "files of the run that was replaced are gone"
     assert list(again.files) == ["other.txt"]
+    parts = [NamedDigest(name="options", digest="1f"), NamedDigest(name="latents train", digest="2f")]
+    assert run_identity(parts) == run_identity(list(parts))
+    assert len({run_identity(found) for found in (parts, parts[:1], parts[::-1], [])}) == 4
 
 
-def test_unfinished_files_are_kept_for_the_same_run_alone(tmp_path: Path) -> None:
+def test_unfinished_files_are_kept_for_the_same_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("training_state.pt", "seed_1/training_state.pt"):
         write_text(tmp_path / name, "of version 0.1")
-    for identity, resume, expected in (
-        ("one", True, False), ("one", True, True), ("one", False, False), ("one", True, True), ("two", True, False),
+    for identity, resume, version, expected in (
+        ("one", True, "1", False), ("one", True, "1", True), ("one", False, "1", False), ("one", True, "1", True),
+        ("one", True, "2", False), ("two", True, "2", False),
     ):  # fmt: skip
+        monkeypatch.setattr("lary.results.folder.__version__", version)
         with writing(tmp_path, identity, resume=resume) as run:
             assert (run.work / "state").exists() is expected
             write_text(run.work / "state", "half")
@@ -92,6 +97,10 @@ def test_a_publication_that_was_killed_is_completed(tmp_path: Path, monkeypatch:
 
 def test_readers_use_files_that_are_named_and_unchanged(tmp_path: Path) -> None:
     result = do_run(tmp_path, "text", "case.txt", "log.csv")
+    usual = FinishedRun(tmp_path, result.model_copy(update={"preset": "paper", "action_mode": "absolute"}))
+    other = FinishedRun(tmp_path, result.model_copy(update={"action_mode": "relative", "probe": "ridge"}))
+    assert (usual.suffix, other.suffix) == ("", "_demo_relative_ridge")
+    assert other.about == "protocol corrected, preset demo, actions relative, probe ridge"
     assert FinishedRun(tmp_path, result).file("case.txt").read_text() == "text"
     (tmp_path / "case.txt").write_text("tex")
     (tmp_path / "log.csv").unlink()
@@ -100,9 +109,3 @@ def test_readers_use_files_that_are_named_and_unchanged(tmp_path: Path) -> None:
         fails(LaryError, message, FinishedRun(tmp_path, result).file, name)
     before = result.model_copy(update={"files": {"case.txt": ""}})
     assert FinishedRun(tmp_path, before).file("old.txt").exists(), "results of version 0.1 name no digests"
-
-
-def test_the_identity_of_a_run_is_a_digest_over_named_digests() -> None:
-    parts = [NamedDigest(name="options", digest="1f"), NamedDigest(name="latents train", digest="2f")]
-    assert run_identity(parts) == run_identity(list(parts))
-    assert len({run_identity(found) for found in (parts, parts[:1], parts[::-1], [])}) == 4

@@ -1,6 +1,7 @@
 """Files of the published code, and the arrays of a run."""
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,10 +15,17 @@ from tests.helpers import fails
 from tests.hostile.harness import MEBIBYTE, Code, deflated_zeros, refused, zipped
 
 
-def test_files_of_a_probe(tmp_path: Path) -> None:
+def test_files_of_a_probe_and_what_is_drawn(tmp_path: Path) -> None:
     """Golden values name the files, and what is in them."""
-    published.write_regression_files(tmp_path, fake.action_outcome(0.4), fake.frames, fake.UNITS)
-    assert (tmp_path / "eval_vis" / "epoch_14" / "action.pdf").read_bytes().count(b"/Type /Page ") == 3
+    outcome, place = fake.action_outcome(0.4), tmp_path / "eval_vis" / "epoch_14"
+    published.write_regression_files(tmp_path, outcome, fake.frames, fake.UNITS)
+    assert (place / "action.pdf").read_bytes().count(b"/Type /Page ") == 3
+    row = published.example_rows(outcome.splits["seen"])[0][0]
+    assert (place / "sample_0_tgt.png").read_bytes() == published.png_of(fake.frames(row)[1])
+    figures.plot_pair(axes := Mock(), [0], [1], [2], None)
+    assert {call.kwargs["label"]: call.args[1] for call in axes.plot.call_args_list} == {"true": [1], "predicted": [2]}
+    with figures._trajectory(("one", *np.zeros((2, 5, 7))), fake.DIMS, fake.UNITS) as figure:
+        assert [axes.get_title() for axes in figure.axes[:7:3]] == ["x [m]", "roll [rad]", "gripper"]
 
 
 def test_figures_have_the_same_bytes_twice() -> None:
@@ -26,8 +34,12 @@ def test_figures_have_the_same_bytes_twice() -> None:
     files = dict(figures.trajectory_files([chunk], fake.DIMS, fake.UNITS))
     assert files == dict(figures.trajectory_files([chunk], fake.DIMS, fake.UNITS))
     assert not any(b"CreationDate" in data for data in files.values())
-    first, second = (figures.confusion_figure(np.eye(3, dtype=int), "abc", format="svg") for _ in range(2))
-    assert (first == second, b"<svg" in first, b"dc:date" in first) == (True, True, False)
+    matrix, twice = np.random.default_rng(0).integers(1, 9, (16, 16)), [2, *[1] * 15]
+    first, second, other = (
+        figures.confusion_figure(one, "abcdefghijklmnop", format="svg") for one in (matrix, matrix * twice, matrix.T)
+    )
+    assert (first == second, first == other, b"<svg" in first, b"dc:date" in first) == (True, False, True, False)
+    assert first.index(b"true class") < first.index(b"predicted class"), "true classes are in columns, by their shares"
 
 
 @pytest.mark.parametrize("name", ["predictions.npz", "actions.npz"])

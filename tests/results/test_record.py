@@ -55,6 +55,9 @@ def test_results_that_the_first_schema_wrote_are_brought_to_this_one(tmp_path: P
     assert kept_in(before, {**after, "schema_version": 1})
     random = result.model_copy(update={"model": result.model.model_copy(update={"revision": "random"})})
     assert (random.label, random.is_control) == (f"{result.model.name} (random weights)", True)
+    projected = result.model_copy(update={"probe": "ridge", "project": 4})
+    assert projected.label == f"{result.model.name} (ridge probe, 4 random dimensions)"
+    assert (projected.is_control, result.is_control) == (True, False)
     jsonschema.Draft202012Validator(json.loads(schema_text())).validate(after)
     write_result(tmp_path / FILE_NAME, result)
     assert (read_result(tmp_path / FILE_NAME), find_results(tmp_path)[1]) == (result, [])
@@ -100,3 +103,5 @@ def test_reading_of_a_difference_goes_by_the_corrected_p() -> None:
     assert [gain.reading(), gain.reading(0.01), gain.reading(0.2)] == ["better", "better", "even"]
     others = [gain.model_copy(update=changes) for changes in ({"higher_is_better": True}, {"high": 0.01})]
     assert [one.reading() for one in (*others, Metric(value=1.0))] == ["worse", "even", ""]
+    texts = " ".join(Metric(value=value).text() for value in (0.0004, 0.0005, 999.4, 1234.5))
+    assert texts == "0.0004 0.001 999.400 1.23e+03"

@@ -2,9 +2,11 @@
 
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ from typing import Any
 import pytest
 
 from lary.models.overview import paper_rows
+from lary.results.folder import finished_run
 from lary.results.record import FILE_NAME, read_result, write_result
-from lary.results.report import PUBLISHED, write_report
+from lary.results.report import PICTURE_BYTES, PUBLISHED, _confusion_picture, contests_of, published_score, write_report
 from lary.results.summarise import classification_result
 from lary.types import UsageError
 from tests import fake_results as fake
@@ -79,14 +82,18 @@ def test_page_stands_alone_is_accessible_and_the_same_again(runs: Path, page: st
 
 
 def test_page_holds_runs_controls_and_published_tables(page: str) -> None:
-    told = ("optical-flow", "majority class", "mean action", "At a glance", "Best on validation", "jackknife", "demo")
-    assert all(text in page for text in told)
+    told = "optical-flow|majority class|mean action|At a glance|Best on validation|jackknife|demo, seed 0|MSE, unseen"
+    assert all(text in page for text in told.split("|"))
     counts = [page.count(text) for text in ('<details class="run card"', "data:image/jpeg", 'class="panel"')]
     assert counts == [6, 3 * 3 * 2, 3 * 3 * len(fake.DIMS)], "two frames of three samples of three regressions"
+    cards = re.findall(r"<summary><h3>([\w-]+)", page)
+    assert cards == ["acme", "pixels", "pixels", "optical-flow", "acme", "pixels"], "the best first"
     assert "not to be compared" in page, "protocols are mixed in one table"
-    assert rows(page, "board-1")[2][0] == "pixels (static pair) control"
+    board = rows(page, "board-1")
+    assert (board[2][0], len(board)) == ("pixels (static pair) control", 4), "the mean action stands there once"
     assert not any("static" in row[0] for row in rows(page, "overview")), "controls are in no overview"
     assert "static pair" not in page.split('id="heat-1"')[1].split("</table>")[0]
+    assert _confusion_picture([[1, 0], [3, 2]]) == _confusion_picture([[2, 0], [6, 2]]), "shares of the true class"
     for name in PUBLISHED:
         assert f'id="published-{name}"' in page
         assert all(value in page for row in paper_rows(name) for value in row.values())
@@ -130,6 +137,15 @@ def test_published_number_is_beside_a_run_and_nothing_to_report_is_a_sentence(tm
     write_result(tmp_path / FILE_NAME, classification_result(fake.class_outcome(2.0), facts))
     board = write_report(tmp_path).read_text().split('id="board-1"')[1].split("</table>")[0]
     assert ("Paper" in board, f">{float(known['robot_1st']):.1f}<" in board) == (True, True)
+    run = finished_run(tmp_path)
+    for title, changes in (
+        (" (relative actions)", {"action_mode": "relative"}),
+        (" (local relative actions)", {"action_mode": "relative", "relative_frame": "local"}),
+        (" (splits mine)", {"dataset": run.result.dataset.model_copy(update={"split_set": "mine"})}),
+        ("", {"project": 4}),
+    ):
+        other = replace(run, result=run.result.model_copy(update=changes))
+        assert (contests_of([other])[0]["name"], published_score(other.result)) == (f"robot_1st{title}", None)
 
 
 def poisoned(value: Any, key: str = "") -> Any:
@@ -150,10 +166,12 @@ def test_scripts_in_every_name_stay_text(tmp_path: Path) -> None:
     assert ("alert(1)" in page, SCRIPT in page, Page(page).harmless()) == (True, False, True), "names are shown as text"
 
 
-def test_pictures_outside_the_run_are_not_read(tmp_path: Path) -> None:
+def test_pictures_that_are_large_or_outside_the_run_are_not_read(tmp_path: Path) -> None:
     path = fake.write_regression(tmp_path / "runs" / "one", "pixels", 0.4)
     assert "data:image/jpeg" in write_report(tmp_path / "runs").read_text()
     data = json.loads(path.read_text())
+    os.truncate(path.parent / data["examples"][0]["pictures"][0], PICTURE_BYTES + 1)
+    assert write_report(tmp_path / "runs").read_text().count("data:image/jpeg") == 5
     shutil.copy(path.parent / data["examples"][0]["pictures"][0], tmp_path / "secret.png")
     for example in data["examples"]:
         example["pictures"] = ["../../secret.png", str(tmp_path / "secret.png")]

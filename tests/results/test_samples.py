@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lary.configs import ClassifyConfig, ExtractConfig
+from lary.data.spec import DATASETS
 from lary.latents.ref import LatentsRef, open_latents
 from lary.models.spec import MODELS
 from lary.results.published import Chunks
@@ -38,6 +39,7 @@ def test_episodes_are_chosen_by_rank_and_their_samples_sorted_by_frame() -> None
     assert chosen_episodes(chunks, (), 3) == ["ep_5", "ep_0", "ep_2"]
     assert chosen_episodes(chunks, (), 50) == ["ep_1", "ep_5", "ep_3", "ep_0", "ep_4", "ep_2"]
     assert chosen_episodes(chunks, ("ep_4", "absent"), 3) == ["ep_4"]
+    assert "few" not in chosen_episodes(replace(chunks, groups=(*chunks.groups[:-1], "few")), (), 50)
     assert rows_of_episode(chunks, "ep_0") == ([2, 0, 1], [0, 10, 20], True)
     assert rows_of_episode(replace(chunks, media=("a.png",) * 18), "ep_0") == ([0, 1, 2], [0, 5, 10], False)
 
@@ -46,7 +48,9 @@ def test_trajectories_of_the_episodes_that_are_asked_for(tmp_path: Path) -> None
     """Their numbers are golden values."""
     fake.add_regression(tmp_path, "lapa", "calvin", 0.1, chunks=True)
     fake.add_regression(tmp_path, "dinov3", "calvin", 0.1)
-    _, left_out = fake.analysed(tmp_path, "trajectories", "trajectories_calvin_lapa", count=2)
+    table, left_out = fake.analysed(tmp_path, "trajectories", "trajectories_calvin_lapa", count=2)
+    units = DATASETS.get("calvin").actions.units
+    assert {row["dimension"]: row["unit"] for row in table} == dict(zip(fake.DIMS, units, strict=True))
     assert "actions.npz does not exist: run the probe again with --overwrite" in left_out
     message = "--episode val/ep_99: no run was scored on such an episode"
     fails(UsageError, message, fake.analysed, tmp_path, "trajectories", episode=("val/ep_99",))
@@ -93,8 +97,11 @@ def test_attention_is_that_of_the_reported_head(tmp_path: Path) -> None:
     case = (run.folder / "case.txt").read_text().splitlines()
     for row, own in zip((5, 2), facts["samples"], strict=True):
         assert case[row].split("\t") == [own["media"][-1], own["predicted"], own["true"]]
+        assert own["frames"] == [f"frame {number}" for number in split.table[row].frame_index]
+        assert (sum(own["share_of_steps"]), own["probability"] < 0.5) == (pytest.approx(1), True), "of 54 classes"
     (tmp_path / "data" / "classification" / "AgiBotWorld-Beta").rename(tmp_path / "elsewhere")
-    fake.analysed(tmp_path, "attention", stem, count=1)
+    table, _ = fake.analysed(tmp_path, "attention", stem, count=1)
+    assert table[0]["sample"] == split.table[int(np.argsort(split.table.labels(), kind="stable")[4])].id, "of 8"
     message = f"no run was scored on such a sample. Did you mean {split.table[3].id}"
     fails(UsageError, message, fake.analysed, tmp_path, "all", sample=(split.table[3].id[:-1] + "x",))
     torch.save(torch.load(run.folder / "latest.pt", weights_only=True) | {"epoch": 9}, run.folder / "latest.pt")

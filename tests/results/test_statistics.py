@@ -71,6 +71,7 @@ def test_many_clusters_are_bundled_without_changing_the_interval() -> None:
     values = np.random.default_rng(0).normal(size=4000)
     clusters = statistics.cluster_index([f"video {index:05d}" for index in range(4000)])
     assert clusters.max() < statistics.MAX_CLUSTERS
+    assert (statistics.cluster_index([f"video {index:05d}" for index in range(4000)], 1) != clusters).any()
     own, bundled = (np.ptp(mean_interval(values, each)[1:]) for each in (np.arange(4000), clusters))
     assert bundled == pytest.approx(own, rel=0.1)
 
@@ -126,7 +127,7 @@ def test_p_is_that_of_students_test_and_rarely_small_without_a_difference() -> N
 
 
 @pytest.mark.parametrize("clusters", [6, 8, 12, 30])
-def test_p_is_never_below_that_of_the_exact_test(clusters: int) -> None:
+def test_p_is_never_below_that_of_the_exact_test_and_corrected_by_holm(clusters: int) -> None:
     """Always right against always wrong is what the sign test of SciPy says, with any sizes of clusters."""
     counts = np.arange(1.0, clusters + 1)
     right, wrong = np.stack([counts, counts], axis=1)[None], np.stack([0 * counts, counts], axis=1)[None]
@@ -142,8 +143,5 @@ def test_p_is_never_below_that_of_the_exact_test(clusters: int) -> None:
         (differences,), np.mean, permutation_type="samples", n_resamples=np.inf
     ).pvalue
     assert statistics.sign_p(differences) == pytest.approx(permuted)
-
-
-def test_holm() -> None:
     assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert [*statistics.holm([0.6, 0.9]), *statistics.holm([])] == pytest.approx([1.0, 1.0])

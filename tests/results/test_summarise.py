@@ -20,6 +20,12 @@ def test_ties_and_the_paper_protocol() -> None:
     found = classification_result(replace(outcome, selections=even), facts).selections["held_out"]
     assert found.metrics["top5"].value == pytest.approx(np.mean(outcome.labels < 5)), "equal scores: in class order"
     assert classification_result(outcome, facts).history[0]["val_acc"] == [0.1, None], "JSON has no NaN"
+    five = classification_result(fake.class_outcome(1.0, classes=fake.VERBS[:5], episodes=5), facts)
+    assert "top5" not in five.selections["held_out"].metrics
+    assert five.interval == "No intervals: the 120 samples come from 5 episodes or videos, and 6 are needed."
+    warned = [replace(outcome, warnings=own) for own in (("a",), ("a", "b"))]
+    both = classification_result(warned[0], facts, warned[1:])
+    assert (both.warnings, "with the spread of 2 seeds" in both.interval) == (("a", "b"), True)
     only = replace(outcome, selections={"best_on_validation": outcome.selections["best_on_validation"]})
     result = classification_result(only, fake.facts("pixels", "verbs", protocol="paper"))
     assert list(result.selections) == ["best_on_validation"] == [result.headline]
@@ -42,11 +48,13 @@ def test_physical_errors_have_the_scale_of_each_robot() -> None:
     seen = outcome.splits["seen"]
     robots = np.where(np.arange(len(seen.std)) % 2, 2, 1)[:, None].astype(np.float32)
     seen = replace(seen, std=seen.std * robots)
-    result = regression_result(replace(outcome, splits={"seen": seen}), fake.facts("pixels", "arm"))
+    groups = {**fake.GROUPS, "mixed": (2, 3)}
+    result = regression_result(replace(outcome, splits={"seen": seen}, groups=groups), fake.facts("pixels", "arm"))
     errors = (seen.selections["held_out"].values - seen.targets) * seen.std[:, None]
     physical = np.square(errors).mean(axis=(0, 1))
     assert [row.rmse for row in result.dimensions] == pytest.approx(np.sqrt(physical), rel=1e-4)
-    for row in result.dimension_groups:
+    assert (result.dimension_groups[3].physical_mse, result.dimension_groups[3].unit) == (None, "")
+    for row in result.dimension_groups[:3]:
         assert row.physical_mse is not None
         assert row.physical_mse.value == pytest.approx(physical[list(fake.GROUPS[row.name])].mean(), rel=1e-4)
 

@@ -12,6 +12,7 @@ from lary.data.spec import DATASETS
 from lary.data.tables import INDEX_COLUMN, read_table
 from lary.latents.ref import LatentsRef, open_latents
 from lary.models.spec import MODELS
+from lary.results.record import Margin, Metric
 from lary.runs.controls import ControlReport, plan
 from lary.runs.extract import CHANGED, changed_rows, extract, extract_changed, open_changed, place_of
 from lary.runs.probe import regress
@@ -79,6 +80,9 @@ def test_controls_of_a_model_that_mixes_its_frames(settings: Settings, tmp_path:
     again = regress(RegressConfig(**STATIC), settings)
     assert not again.new
     assert ControlReport(again.result, ("a: why",)).text().endswith("\n  left out: a: why")
+    worse = Margin(name="far", value=1, gain=Metric(value=0.2, low=0.1, high=0.3, higher_is_better=False), p=0.01)
+    beaten = ControlReport(again.result.model_copy(update={"margins": (worse,)}), ())
+    assert beaten.text().endswith("p 0.01  (the control is better)")
     nothing = again.result.controls["mean_action"].metrics["seen_mse"].value
     assert again.result.score.value == pytest.approx(nothing, rel=0.02)
     for project, listed in ((65, True), (66, False)):
@@ -93,12 +97,8 @@ def test_controls_of_a_model_that_mixes_its_frames(settings: Settings, tmp_path:
 
 def test_a_run_encodes_what_its_control_needs(settings: Settings) -> None:
     assert [run(RunConfig(**STATIC, workers=1), settings).extracted for _ in range(2)] == [24 + 9, 0]
-
-
-def test_latents_of_single_frames_need_no_second_extraction(settings: Settings) -> None:
     extract(asked("val", "pixels"), settings)
-    assert extract_changed(asked("val", "pixels"), "static-pair", settings) is None
-    assert not place_of(settings, "static-pair").path("LARY_ROOT").exists()
+    assert extract_changed(asked("val", "pixels"), "static-pair", settings) is None, "it encodes single frames"
 
 
 def test_changed_frames_of_another_table_are_refused(settings: Settings) -> None:

@@ -34,6 +34,10 @@ def test_a_result_records_what_was_run_and_is_not_overwritten(made: Path, tmp_pa
     first = (file := folder / "result.json").read_bytes()
     assert read_result(file) == result
     assert (result.preset, result.protocol, result.headline) == ("demo", "corrected", "held_out")
+    assert result.created.endswith("+00:00")
+    kinds = [f"{what} {role}" for role in ("train", "seen") for what in ("table", "latents")]
+    assert [one.name for one in result.inputs if one.digest] == ["options", *kinds]
+    assert [line.split()[0] for line in summary(result).splitlines() if "<- headline" in line] == ["held_out"]
     assert {name: (size.rows, size.groups) for name, size in result.dataset.splits.items()} == {
         "train": (30, 10), "val": (21, 7)
     }  # fmt: skip
@@ -53,8 +57,10 @@ def test_a_result_records_what_was_run_and_is_not_overwritten(made: Path, tmp_pa
     assert probe(made, logs=tmp_path, seed=3, overwrite=True).result.seed == 3
     scores = read_scores(finished_run(folder))
     assert scores.scores.mean() == pytest.approx(read_result(file).score.value, rel=1e-5)
-    assert probe(made, "robot_1st", logs=tmp_path).new
-    fails(UsageError, "another run", probe, made, "robot_1st", logs=tmp_path, precision="bf16")
+    assert probe(made, "robot_1st", logs=tmp_path, precision="bf16").result.options["precision"] == "bf16"
+    fails(UsageError, "another run", probe, made, "robot_1st", logs=tmp_path)
+    ridge = probe(made, logs=tmp_path, model_type="ridge", epochs=None, tracker="tensorboard").folder
+    assert not (ridge / "tensorboard").exists(), "nothing to track"
     (folder / "predictions.npz").write_bytes(b"PK")
     fails(LaryError, "is not the file that the run wrote", read_scores, finished_run(folder))
 

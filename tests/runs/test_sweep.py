@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -11,7 +13,7 @@ from lary.configs import RunConfig, SweepConfig
 from lary.files import write_text
 from lary.latents.pipeline import Interrupted
 from lary.runs import sweep as sweeps
-from lary.runs.engines import check_resources
+from lary.runs.engines import _with_gpus, check_resources, plan_actors
 from lary.types import LaryError
 from tests.helpers import Done, contents, fails, lary
 
@@ -23,7 +25,7 @@ grid:
   dataset: [calvin]
   project: [null, 4]
 runs:
-  - {model: pixels, dataset: calvin, seed: 7}
+  - {model: pixels, dataset: calvin, seed: 7, epochs: 2}
 """
 ON_RAY = """
 options: {probe_preset: demo, workers: 1}
@@ -47,7 +49,8 @@ def test_a_sweep_does_what_is_left_and_continues_after_a_failure(place: Path) ->
     words = ("5 runs: 4 done now, 0 before, 1 failed", "failed: frame-difference on calvin", "schema_version")
     assert (first.code, [part for part in words if part not in first.out]) == (1, [])
     before = contents(place, "result.json")
-    assert any("seed=7" in folder for folder in before)
+    (own,) = (json.loads(file) for folder, file in before.items() if "epochs=2,seed=7" in folder)
+    assert (own["seed"], own["options"]["epochs"]) == (7, 2), "a run's own options count"
     (place / broken).unlink()
     second = sweep(place, SWEEP)
     assert (second.code, second.out.count("result there")) == (0, 4)
@@ -93,11 +96,16 @@ def test_sweep_on_a_ray_cluster(place: Path) -> None:
     assert on_ray == [json.loads(found)["selections"] for found in contents(place, "result.json").values()]
 
 
-def test_a_sweep_without_a_cluster_or_on_a_small_one_is_refused(place: Path) -> None:
+def test_a_sweep_without_a_cluster_or_on_a_small_one_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray", reason="needs the extra lary[ray]")
     done = sweep(place, ON_RAY, "--engine", "ray", "--address", "127.0.0.1:1")
     assert (done.code, "there is no Ray cluster" in done.err, "RAY_AUTH_MODE" in done.err) == (2, True, True)
     check_resources({"CPU": 4.0, "GPU": 1.0}, SweepConfig(gpus_per_run=0.5, cpus_per_run=4))
     words = "--gpus-per-run 1: the Ray cluster has 0 GPUs"
     fails(LaryError, words, check_resources, {"CPU": 4.0}, SweepConfig(gpus_per_run=1))
+    monkeypatch.setitem(sys.modules, "ray", Mock(get_gpu_ids=lambda: [5, 7]))
+    assert _with_gpus(lambda *given: given, "group") == ("group", "0,1"), "of those that Ray lets it see"
+    nodes = Mock(nodes=lambda: [{"Alive": alive, "Resources": {"GPU": 2.0}} for alive in (True, True, False)])
+    counts = [plan_actors(nodes, Mock(config=Mock(device=device)))[:2] for device in ("cuda", "cpu")]
+    assert counts == [(4, 2), (2, 1)]
     fails(LaryError, "--cpus-per-run 8", check_resources, {"CPU": 4.0}, SweepConfig(cpus_per_run=8))
