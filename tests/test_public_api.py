@@ -10,6 +10,7 @@ import torch
 
 import lary
 from lary.compat import moved
+from lary.runs.api import paths_of
 from lary.types import UsageError
 from tests.helpers import fails
 from tests.tree import make_calvin
@@ -56,6 +57,7 @@ def test_the_whole_course_from_python(tmp_path: Path) -> None:
 
 
 def test_wrong_calls_are_sentences(tmp_path: Path) -> None:
+    assert paths_of({"plugin": "own.py"}).plugin == paths_of({"plugin": [Path("own.py")]}).plugin == (Path("own.py"),)
     for words, options in {
         "no option 'splitt'. Did you mean split": {"splitt": "val"},
         "lary.extract: there is no value for split": {},

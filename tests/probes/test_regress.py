@@ -84,11 +84,15 @@ def test_tokens_of_every_shape_and_precision_are_the_same_values(probe: str, sha
         np.testing.assert_allclose(first[name], second[name], atol=0.1 if probe == "ridge" and len(shape) == 1 else 0)
 
 
-def test_divergence_is_an_error() -> None:
+def test_divergence_is_an_error_and_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     preset = replace(TINY, regressor=replace(TINY.regressor, lr=1e30, epochs=4))
     fails(LaryError, r"diverged in epoch 1, update \d+ \(learning rate .* of 1e\+30\)", train, "mlp", preset=preset)
     (inputs := regressor_inputs()).evaluated["unseen"].latents.tokens[0] = np.nan  # type: ignore[attr-defined]
     fails(LaryError, "diverged in epoch 1, .*its predictions are not finite", train, "mlp", inputs)
+    inputs = replace(regressor_inputs(), train_groups=("one episode",) * 120)
+    fails(UsageError, "none can be held out", train, "mlp", inputs)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=10_000))
+    fails(UsageError, r"The ridge probe needs .*--pool or --project", train, "ridge")
 
 
 def test_a_ridge_reads_down_to_the_noise_and_says_that_its_smallest_penalty_was_best() -> None:
@@ -108,10 +112,3 @@ def test_a_value_that_is_still_in_training_does_not_blow_up() -> None:
     split = train("ridge", inputs).splits["seen"]
     error = mse(split.selections["held_out"].values, split.targets)
     assert error < mse(split.controls["mean_action"], split.targets)
-
-
-def test_more_than_fits_and_what_can_not_be_held_out_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = replace(regressor_inputs(), train_groups=("one episode",) * 120)
-    fails(UsageError, "none can be held out", train, "mlp", inputs)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=10_000))
-    fails(UsageError, r"The ridge probe needs .*--pool or --project", train, "ridge")

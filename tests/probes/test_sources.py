@@ -36,13 +36,10 @@ def test_controls_change_the_steps(dtype: str) -> None:
         reordered(InMemory(TOKENS[:, 0]), "static-pair", 0)
 
 
-def test_projections_keep_lengths() -> None:
+def test_projections_keep_lengths_and_channels_are_standardised() -> None:
     wide = InMemory(np.random.default_rng(1).standard_normal((200, 1, 1, 400)).astype(np.float32))
     lengths = np.square(projected(wide, 100, 0).read(np.arange(200))).sum(axis=-1).mean()
     assert lengths == pytest.approx(400, rel=0.1)
-
-
-def test_channels_are_standardised() -> None:
     tokens = TOKENS * np.array([1, 10, 1e-3, 0], np.float32) + np.array([0, 5, 0, 3], np.float32)
     source = InMemory(tokens)
     mean, std = sources.channel_statistics(source, np.arange(50))

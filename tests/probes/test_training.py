@@ -108,6 +108,7 @@ def in_team(folder: Path, team: Team, device: str) -> None:
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    assert [Team(rank, 2).dealt(7, 2).tolist() for rank in range(2)] == [[0, 1, 4, 5], [2, 3, 6]], "scored once"
     launch(in_team, (tmp_path,), ("cpu", "cpu"))
     for kind, size in BATCHES.items():
         first, second = (dict(np.load(tmp_path / f"{kind}{rank}.npz")) for rank in range(2))
@@ -128,10 +129,6 @@ def fail_in_one(team: Team, _: str) -> None:
 
 def test_the_error_of_one_process_ends_them_all() -> None:
     fails(UsageError, "this one is wrong", launch, fail_in_one, (), ("cpu", "cpu"))
-
-
-def test_scored_rows_are_dealt_out_once_by_whole_batches() -> None:
-    assert [Team(rank, 2).dealt(7, 2).tolist() for rank in range(2)] == [[0, 1, 4, 5], [2, 3, 6]]
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])

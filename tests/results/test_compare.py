@@ -41,7 +41,7 @@ def test_the_difference_of_runs_is_paired(tmp_path: Path) -> None:
     assert (only.gain.value, only.gain.low, only.gain.high) == (pytest.approx(0.75, abs=1e-5), None, None)
     assert (only.p, only.gain.reading(only.p)) == (pytest.approx(2.0 ** (1 - only.groups)), "worse"), "all say the same"
     words = ("compare", *(tmp_path / name for name in "abc"), "--role", "unseen", "--json", tmp_path / "out.json")
-    printed(*words, has=["Holm, 2 comparisons", "model b", "no interval: the"])
+    printed(*words, has=["Holm, 2 comparisons", "model b [corrected, demo]", "no interval: the"])
     assert lary.compare(tmp_path / "a", tmp_path / "b", role="unseen").role == "unseen"
     rows = json.loads((tmp_path / "out.json").read_text())["differences"]
     assert [round(row["gain"]["value"], 4) for row in rows] == [-0.75, 0.0]
@@ -88,6 +88,7 @@ def test_every_run_and_selection_has_a_row_with_intervals(tmp_path: Path) -> Non
     assert (len(table), set(table["selection"])) == (6 * 2, {"held_out", "best_on_validation"})
     own = table[(table["model"] == "acme") & (table["task"] == "regression") & table["headline"]]
     assert (list(own["seeds"]), own["top1"].isna().all()) == ([(0, 1, 2)], True)
+    assert set(table["seeds"]) == {(0,), (0, 1, 2)}
     assert ((own["seen_mse_low"] < own["seen_mse"]) & (own["seen_mse"] < own["seen_mse_high"])).all()
     fails(UsageError, "no folder", load_results, tmp_path / "missing")
 

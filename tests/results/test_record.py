@@ -42,6 +42,7 @@ def test_hostile_result(tmp_path: Path, case: str) -> None:
     with bounded():
         page = write_report(tmp_path).read_text()
     assert [part for part in ("Unreadable files", f"<code>{FILE_NAME}</code>") if part not in page] == []
+    assert str(tmp_path) not in page, "pages are passed on"
 
 
 @pytest.mark.parametrize("task", ["classification", "regression"])
@@ -98,7 +99,7 @@ def test_written_results_fit_the_exported_schema(tmp_path: Path) -> None:
         assert not checker.is_valid({**written[0], **broken})
 
 
-def test_reading_of_a_difference_goes_by_the_corrected_p() -> None:
+def test_numbers_as_text_and_the_reading_of_a_difference_by_its_corrected_p() -> None:
     gain = Metric(value=-0.1, low=-0.2, high=-0.01, higher_is_better=False)
     assert [gain.reading(), gain.reading(0.01), gain.reading(0.2)] == ["better", "better", "even"]
     others = [gain.model_copy(update=changes) for changes in ({"higher_is_better": True}, {"high": 0.01})]

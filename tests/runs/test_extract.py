@@ -11,7 +11,7 @@ import pytest
 from lary.configs import ExtractConfig
 from lary.latents.store import MANIFEST
 from lary.locks import LOCK, locked
-from lary.runs.extract import FAILURES, TIMING, estimate, extract, read_timing
+from lary.runs.extract import FAILURES, TIMING, estimate, extract, prepare_run, read_timing
 from lary.types import LaryError, UsageError
 from tests.helpers import fails, printed, rows_of, settings_of
 from tests.hostile.harness import bounded, refused, snapshot
@@ -196,6 +196,9 @@ def test_a_folder_of_another_extraction_is_refused(root: Path) -> None:
     assert contents(latents(root, model="random-vit")) == before
     printed(*words, "--seed", "1", "--overwrite", root=root)
     assert contents(latents(root, model="random-vit")) != before
+    for own in ({"precision": "bf16"}, {"protocol": "paper"}, {"pool": "mean"}, {"dtype": "float16"}):
+        identities = [prepare_run(ask(**changes), settings_of(root)).identity.key for changes in ({}, own)]
+        assert identities[0] != identities[1], own
 
 
 def test_a_second_writer_is_told_who_is_at_work(root: Path) -> None:

@@ -12,9 +12,11 @@ import pytest
 
 from lary.configs import ClassifyConfig, ExtractConfig, RegressConfig, RunConfig
 from lary.models.spec import MODELS
-from lary.runs.run import demo_models
+from lary.results.record import read_result
+from lary.runs.run import demo_models, results_table
 from lary.runs.sweep import IN_FOLDER, OF_LATENTS
 from lary.runtime import log
+from tests import fake_results as fake
 from tests.helpers import printed, settings_of
 from tests.tree import make_calvin
 
@@ -87,6 +89,13 @@ def test_a_finished_demo_is_not_redone(undisturbed: tuple[Path, str]) -> None:
         assert "result.json is done" in ended(*LARY, *words, folder=folder).stderr
     ended(*DEMO, folder, "--seed", "5", code=2)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.npz")} == before
+
+
+def test_a_table_of_results_begins_with_the_best(tmp_path: Path) -> None:
+    runs = [
+        read_result(fake.write_classification(tmp_path / name, name, skill)) for name, skill in (("a", 1), ("b", 3))
+    ]
+    assert [line.split()[0] for line in results_table(runs).splitlines()[2:5]] == ["b", "a", "(majority"]
 
 
 def test_demo_without_the_trained_encoder_says_so(

@@ -13,7 +13,7 @@ from lary.configs import RunConfig, SweepConfig
 from lary.files import write_text
 from lary.latents.pipeline import Interrupted
 from lary.runs import sweep as sweeps
-from lary.runs.engines import _with_gpus, check_resources, plan_actors
+from lary.runs.engines import _with_gpus, check_resources
 from lary.types import LaryError
 from tests.helpers import Done, contents, fails, lary
 
@@ -105,7 +105,4 @@ def test_a_sweep_without_a_cluster_or_on_a_small_one_is_refused(place: Path, mon
     fails(LaryError, words, check_resources, {"CPU": 4.0}, SweepConfig(gpus_per_run=1))
     monkeypatch.setitem(sys.modules, "ray", Mock(get_gpu_ids=lambda: [5, 7]))
     assert _with_gpus(lambda *given: given, "group") == ("group", "0,1"), "of those that Ray lets it see"
-    nodes = Mock(nodes=lambda: [{"Alive": alive, "Resources": {"GPU": 2.0}} for alive in (True, True, False)])
-    counts = [plan_actors(nodes, Mock(config=Mock(device=device)))[:2] for device in ("cuda", "cpu")]
-    assert counts == [(4, 2), (2, 1)]
     fails(LaryError, "--cpus-per-run 8", check_resources, {"CPU": 4.0}, SweepConfig(cpus_per_run=8))
