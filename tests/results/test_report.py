@@ -26,7 +26,7 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 LOADING = {"src", "srcset", "poster", "data", "xlink:href", "action", "background"}
 SCRIPT = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'></style></title>&lt;${version}{{version}}javascript:"
 KEPT = ("schema_version", "status", "task", "unit", "headline", "primary", "created", "protocol", "control", "seed",
-        "action_mode")  # fmt: skip
+        "action_mode", "revision_source")  # fmt: skip
 FREE = ("options", "options_given", "timings", "versions", "tables", "splits", "controls")
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="Chromium is not installed")
 
