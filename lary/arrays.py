@@ -5,7 +5,6 @@ against the size of its file (format: numpy.lib.format, versions 1.0 and 2.0).
 """
 
 import io
-import lzma
 import math
 import re
 import struct
@@ -45,13 +44,11 @@ BROKEN = (
     ValueError,
     EOFError,
     RuntimeError,
-    NotImplementedError,
     OverflowError,
     MemoryError,
     struct.error,
     zipfile.BadZipFile,
     zlib.error,
-    lzma.LZMAError,
 )
 """The errors that zipfile raises for a damaged or hostile archive."""
 

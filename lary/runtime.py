@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -129,11 +129,9 @@ class ProgressBar:
         log.info("%s: %d of %d in %.1f s", self._title, self._done, self._total, seconds)
 
 
-@contextmanager
-def progress(total: int, title: str, unit: str = "sample", done: int = 0) -> Iterator[ProgressBar]:
-    """Show a progress bar for the length of a block."""
-    with closing(ProgressBar(total, title, unit, done)) as bar:
-        yield bar
+def progress(total: int, title: str, unit: str = "sample", done: int = 0) -> closing[ProgressBar]:
+    """A progress bar for the length of a block."""
+    return closing(ProgressBar(total, title, unit, done))
 
 
 def in_threads(
@@ -151,18 +149,6 @@ def in_threads(
                 if bar is not None:
                     bar.advance(len(done))
                 yield from done
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch."""
-    import random
-
-    import numpy as np
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 (libraries below us draw from the global state)
-    torch.manual_seed(seed)
 
 
 @functools.cache

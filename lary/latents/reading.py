@@ -21,8 +21,8 @@ import numpy as np
 from lary.arrays import Pixels
 from lary.data.frames import read_frames
 from lary.models.preprocess import resize, to_planes
-from lary.models.spec import Preprocess
-from lary.types import Failure, JsonDict, LaryError, Sample
+from lary.models.spec import Preprocess, with_tuples
+from lary.types import Failure, LaryError, Sample
 from lary.workers import Answer, NoAnswer, Pool, Question
 
 SETUP = f"{__name__}:reader"
@@ -202,10 +202,7 @@ def reader(descriptor: str) -> Callable[[Question], Answer]:
         nonlocal memory, known, preprocess
         if known != (common := (question["size"], question["preprocess"])):
             memory = mmap.mmap(int(descriptor), question["size"])
-            fields: JsonDict = dict(question["preprocess"])
-            for name in ("mean", "std"):
-                fields[name] = tuple(fields[name])
-            preprocess = Preprocess(**fields)
+            preprocess = Preprocess(**with_tuples(question["preprocess"]))
             known = common
         try:
             paths = [Path(path) for path in question["paths"]]

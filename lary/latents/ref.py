@@ -357,9 +357,7 @@ def open_store(
     patterns = [SHARDS, NPZ] if kind == "shards" else [SHARDS]
     for file in [file for pattern in patterns for file in folder.glob(pattern)] if found else ():
         file.unlink()
-    facts: JsonDict = {"store": kind}
-    if kind == "shards":
-        facts["unit_rows"] = unit_rows
-    facts = {"format": FORMAT, "key": identity.key, "identity": asdict(identity), **facts}
+    facts: JsonDict = {"format": FORMAT, "key": identity.key, "identity": asdict(identity), "store": kind}
+    facts |= {"unit_rows": unit_rows} if kind == "shards" else {}
     write_json(folder / MANIFEST, facts | details)
     return make(folder, identity, unit_rows)

@@ -1,7 +1,6 @@
 """Tools for stores after extraction: describe, verify, convert, export."""
 
 import re
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -21,7 +20,7 @@ from lary.latents.sources import OpenShard, ShardHeader, read_array, read_stamp,
 from lary.latents.store import INDEX, MANIFEST, NPZ, SHARDS, LatentStore, StoreIdentity, read_manifest
 from lary.latents.writers import checksum_of, rows_in
 from lary.locks import locked
-from lary.runtime import progress
+from lary.runtime import in_threads, progress
 from lary.settings import Settings
 from lary.types import JsonDict, LaryError, MediaError, UsageError
 
@@ -108,8 +107,8 @@ def verify_store(config: LatentsConfig, settings: Settings) -> tuple[int, list[s
     if store.kind == "npz":
         checks = [(1, partial(_npz_problems, store.folder / name, key)) for name in rows_in(store.folder).values()]
     total = sum(count for count, _ in checks)
-    with progress(total, f"verifying {store.folder.name}") as bar, ThreadPoolExecutor(THREADS) as pool:
-        found = pool.map(lambda check: check[1](), checks)
+    with progress(total, f"verifying {store.folder.name}") as bar:
+        found = in_threads(lambda check: check[1](), checks, THREADS)
         for (count, _), wrong in zip(checks, found, strict=True):
             problems += wrong
             bar.advance(count)

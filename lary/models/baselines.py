@@ -154,11 +154,7 @@ class RandomViT(NetworkEncoder):
         self._place, self._embed = place.to(context.device), embed.to(context.device)
         self._blocks = blocks.eval().to(context.device)
 
-    def encode(self, clips: Tensor) -> Latents:
-        """Clips (B, T, 3, 224, 224) to tokens (B, T, 64, 192). Raises LaryError."""
-        check_frames(self._spec, clips, side=self._spec.preprocess.size)
-        return Latents(self.run_alone(clips))
-
     def run(self, clips: Tensor) -> Tensor:
+        """Clips (B, T, 3, 224, 224) to tokens (B, T, 64, 192)."""
         patches = self._embed(clips.flatten(0, 1)).flatten(2).transpose(1, 2)
         return self._blocks(patches + self._place).unflatten(0, clips.shape[:2])

@@ -6,10 +6,9 @@ its own that sees windows of up to `d_t` frames.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lary.files import digest, read_json
 from lary.models.networks import NetworkEncoder, built_from, check_frames, transformers_model, with_weights
@@ -68,10 +67,9 @@ class UniVLA(NetworkEncoder):
         tensors = read_tensors(found.files, layout) if found.seed is None else {}
         inner = rename_keys(split_off(tensors, BACKBONE), "dinov2")
         self.network = with_weights(network, found, lambda: tensors, context.device)
-        model_class = transformers.Dinov2WithRegistersModel
-        self.backbone = transformers_model(
-            model_class, backbone_config(backbone), found, lambda: inner, context.device, ("embeddings.mask_token",)
-        )
+        config = transformers.Dinov2WithRegistersConfig(**renamed_fields(backbone, "dinov2"))
+        model_class, unused = transformers.Dinov2WithRegistersModel, ("embeddings.mask_token",)
+        self.backbone = transformers_model(model_class, config, found, lambda: inner, context.device, unused)
         super().__init__(spec, context, found.identity, sizes["latent_dim"])
         self._patch: int = backbone["patch_size"]
         self._leading: int = 1 + backbone["num_register_tokens"]
@@ -96,13 +94,6 @@ class UniVLA(NetworkEncoder):
         # With a last axis for `neighbour_pairs`, which expects images.
         pairs = neighbour_pairs(self.features(clips)[..., None]).squeeze(-1)
         return tuple(part.unflatten(0, pairs.shape[:2]) for part in self.network(pairs.flatten(0, 1)))
-
-
-def backbone_config(config: Mapping[str, Any]) -> Any:
-    """Fields of DINOv2's published code as a configuration of transformers."""
-    import transformers
-
-    return transformers.Dinov2WithRegistersConfig(**renamed_fields(config, "dinov2"))
 
 
 @register_model(builtin("villa-x"))

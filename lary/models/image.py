@@ -7,7 +7,6 @@ They are DINOv2, DINOv3, SigLIP 2, and any ``hf:<folder or id>``, whose
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -301,12 +300,8 @@ class AnyBackbone(NetworkEncoder):
         super().__init__(spec, context, found.identity)
         self._cells = self._find_cells()
 
-    def encode(self, clips: Tensor) -> Latents:
-        """Clips (B, T, 3, H, W) to tokens (B, T, N, D) float32."""
-        check_frames(self._spec, clips, side=self._spec.preprocess.size)
-        return Latents(self.run_alone(clips))
-
     def run(self, clips: Tensor) -> Tensor:
+        """Clips (B, T, 3, H, W) to tokens (B, T, N, D) float32."""
         features: Tensor = self._outputs(clips.flatten(0, 1)).last_hidden_state
         return self._cells.of(features).unflatten(0, clips.shape[:2])
 
@@ -323,10 +318,12 @@ class AnyBackbone(NetworkEncoder):
     def _find_cells(self) -> Cells:
         """Where the tokens of image cells are. Raises UsageError where they aren't."""
         import torch
+        from transformers.models.auto import modeling_auto
 
         side, name = self._spec.preprocess.size, self._spec.name
         kind = f"Model '{name}': {type(self._model).__name__} of transformers"
-        if self._config.model_type in video_types() or self._model.main_input_name == "pixel_values_videos":
+        videos = modeling_auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES  # some take images by name
+        if self._config.model_type in videos or self._model.main_input_name == "pixel_values_videos":
             raise UsageError(f"{kind} is a video model, and hf: encodes single frames; for V-JEPA 2, use vjepa2.")
         maps: list[tuple[int, int]] = []  # sides and channels of square maps
 
@@ -371,11 +368,3 @@ class AnyBackbone(NetworkEncoder):
                 "pixels, in which no square of patches can be told from other tokens."
             )
         return cells
-
-
-def video_types() -> Collection[str]:
-    """The ``model_type`` of video models, some of which take images by name."""
-    from transformers.models.auto import modeling_auto
-
-    names: Collection[str] = modeling_auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES
-    return names

@@ -187,18 +187,19 @@ def load_network(
     # Without the encoder of frames yet: the other keys have to fit exactly.
     with_weights(network, found, lambda: rest, "cpu")
     if features and "library" in features:
-        backbone, own = _load_backbone(spec, features, found, inside, settings)
-        network.features = _patch_tokens(backbone, features, network.grid)
+        network.features, own = _load_backbone(spec, features, found, inside, settings, network.grid)
     elif features:
         network.features, own = _load_tokenizer(spec, features, found, inside, settings)
     return network.eval(), own
 
 
 def _load_backbone(
-    spec: ModelSpec, features: Options, found: Checkpoint, tensors: Tensors, settings: Options
-) -> tuple[Any, str]:
-    """A backbone of transformers, from these tensors or else from its own weights."""
+    spec: ModelSpec, features: Options, found: Checkpoint, tensors: Tensors, settings: Options, grid: int
+) -> tuple[nn.Module, str]:
+    """The patch tokens of a transformers backbone, from these tensors or else from its own weights."""
     import transformers
+
+    from lary.nets.lam import PatchTokens
 
     beginning, own = features["prefix_on_disk"], ""
     if not tensors and found.seed is None:
@@ -210,19 +211,13 @@ def _load_backbone(
     named = {beginning + key.removeprefix(beginning): value for key, value in tensors.items()}
     model_class = getattr(transformers, features["library"])
     config = model_class.config_class(**features["config"])
-    return transformers_model(model_class, config, found, lambda: named, "cpu"), own
-
-
-def _patch_tokens(model: Any, features: Options, grid: int) -> nn.Module:
-    """A backbone's patch tokens, without its pooling head, which nothing needs."""
-    from lary.nets.lam import PatchTokens
-
+    model = transformers_model(model_class, config, found, lambda: named, "cpu")
     tower = getattr(model, "vision_model", model)
-    if getattr(tower, "use_head", False):
+    if getattr(tower, "use_head", False):  # a pooling head, which nothing needs
         tower.use_head = False
         del tower.head
     registers = getattr(model.config, "num_register_tokens", 0) or 0
-    return PatchTokens(model, features["leading"] + registers, grid)
+    return PatchTokens(model, features["leading"] + registers, grid), own
 
 
 def _load_tokenizer(

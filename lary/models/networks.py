@@ -20,7 +20,7 @@ from lary.models.spec import ModelContext, ModelSpec
 from lary.models.tensors import Tensors, first_names, reason_of
 from lary.models.weights import Checkpoint
 from lary.runtime import log
-from lary.types import LaryError, WeightsIdentity
+from lary.types import LaryError, Latents, WeightsIdentity
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -57,6 +57,11 @@ class NetworkEncoder:
         self.identity, self.dim = identity, dim or spec.dim
         if spec.dim is not None and self.dim != spec.dim:
             log.info("%s: the weights have D = %d, not %d as in the record", spec.name, self.dim, spec.dim)
+
+    def encode(self, clips: Tensor) -> Latents:
+        """Clips (B, T, 3, H, W) of the record's size to the tokens of `run`. Raises LaryError."""
+        check_frames(self._spec, clips, side=self._spec.preprocess.size)
+        return Latents(self.run_alone(clips))
 
     def run(self, inputs: Tensor) -> Any:
         """The network's tensor, or tensors, for a batch (B, ...)."""

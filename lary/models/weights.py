@@ -4,7 +4,6 @@ They are a file, a library's folder, a repository of the hub or its cache, or
 random.
 """
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 from lary.files import digest, file_digest, inside, read_json
 from lary.models.spec import ModelContext, ModelSpec, remedy
 from lary.models.tensors import CONFIG, Layout, first_names, reason_of
-from lary.runtime import log
+from lary.runtime import in_threads, log
 from lary.types import RANDOM, JsonDict, LaryError, UsageError, WeightsIdentity, as_path
 
 TRANSFORMERS = Layout()
@@ -159,10 +158,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 def digest_of(files: Sequence[Path]) -> str:
     """A digest of the names and contents of files."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        return digest(*chain.from_iterable(pool.map(lambda file: (file.name, file_digest(file, 64)), files)))
+    return digest(*chain.from_iterable(in_threads(lambda file: (file.name, file_digest(file, 64)), files, 4)))
 
 
 class HubRefusal(LaryError):

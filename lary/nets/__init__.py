@@ -7,17 +7,17 @@ sizes.
 from collections.abc import Mapping
 from typing import Any
 
-Conv = tuple[int | tuple[int, int], int, int]
+Conv = tuple[tuple[int, int], int, int]
 """Kernel, stride, padding."""
 
 CODE_STACKS: dict[int, tuple[Conv, ...]] = {
-    1: ((3, 2, 1), (4, 1, 0)),
-    2: ((3, 2, 1), ((3, 4), 1, 0)),
-    4: ((3, 2, 1), (3, 1, 0)),
-    16: ((3, 2, 1), (3, 2, 1)),
-    49: ((3, 2, 1),),
-    64: ((2, 2, 1),),
-    256: ((3, 2, 1),),
+    1: (((3, 3), 2, 1), ((4, 4), 1, 0)),
+    2: (((3, 3), 2, 1), ((3, 4), 1, 0)),
+    4: (((3, 3), 2, 1), ((3, 3), 1, 0)),
+    16: (((3, 3), 2, 1), ((3, 3), 2, 1)),
+    49: (((3, 3), 2, 1),),
+    64: (((2, 2), 2, 1),),
+    256: (((3, 3), 2, 1),),
 }
 """Convolutions by the `code_seq_len` of a configuration.
 
@@ -32,8 +32,7 @@ def code_rows(code_seq_len: int, grid: int) -> int:
     It is 0 for a code length that `CODE_STACKS` lacks.
     """
     height = width = grid
-    for kernel, stride, padding in CODE_STACKS.get(code_seq_len, ()):
-        high, wide = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+    for (high, wide), stride, padding in CODE_STACKS.get(code_seq_len, ()):
         height = (height + 2 * padding - high) // stride + 1
         width = (width + 2 * padding - wide) // stride + 1
     return height * width if code_seq_len in CODE_STACKS else 0
@@ -43,7 +42,6 @@ def quantizer_parameters(sizes: Mapping[str, Any]) -> int:
     """The number of parameters of a `DifferenceQuantizer` of these sizes."""
     dim, width = sizes["dim"], sizes["quant_dim"]
     count = sizes["codebook_size"] * width + (dim + 1) * width + (width + 1) * dim
-    for kernel, _, _ in CODE_STACKS[sizes["code_seq_len"]]:
-        high, wide = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+    for (high, wide), _, _ in CODE_STACKS[sizes["code_seq_len"]]:
         count += width * (width * high * wide + 1)
     return int(count)

@@ -239,10 +239,7 @@ class PixelPatches(nn.Sequential):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H', W') to tokens (B, H, W, D)."""
-        side = self.patch
-        batch, colours, height, width = images.shape
-        cut = images.reshape(batch, colours, height // side, side, width // side, side)
-        return super().forward(cut.permute(0, 2, 4, 1, 3, 5).flatten(3))  # type: ignore[no-untyped-call]
+        return super().forward(F.pixel_unshuffle(images, self.patch).movedim(1, -1))  # type: ignore[no-untyped-call]
 
 
 class PatchTokens(nn.Module):

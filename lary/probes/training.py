@@ -28,7 +28,7 @@ from lary.arrays import Ints
 from lary.configs import TrackerName
 from lary.files import atomic_write, digest, remove_torn
 from lary.probes.sources import read_batches, training_rows
-from lary.runtime import log, seed_everything, setup_logging
+from lary.runtime import log, setup_logging
 from lary.types import BenchmarkProtocol, JsonDict, LaryError, LatentSource, Progress, UsageError
 
 PROJECT = "lary"  # to which the runs of Weights & Biases and Trackio belong
@@ -213,8 +213,10 @@ class Training(ABC):
 
     def run(self) -> None:
         """Train from the saved state to the end. Raises LaryError on divergence."""
+        from accelerate.utils import set_seed
+
         state, last = self._load(), self.settings.epochs
-        seed_everything(self.session.seed)
+        set_seed(self.session.seed)
         if state is not None:
             self.step, self.history, self.picks = state["step"], state["history"], state["picks"]
             if self.session.progress:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -200,17 +200,6 @@ def rows_of_tables(recordings: Sequence[Recording]) -> dict[str, list[dict[str, 
     return result
 
 
-class Staged(NamedTuple):
-    """A script in its scene, with joints (T, 7) and tool poses (T, 6) of the arm."""
-
-    script: Script
-    scene: scenes.Scene
-    view: scenes.View
-    lamp: scenes.Lamp
-    joints: Doubles
-    poses: Doubles
-
-
 def follow(scene: scenes.Scene, script: Script, home: tuple[float, ...], frames: int) -> tuple[Doubles, Doubles] | None:
     """Joints (T, 7) and tool poses (T, 6) along a script, None if out of reach."""
     solver = Solver(scene.model, scene.data, home)
@@ -226,8 +215,10 @@ def follow(scene: scenes.Scene, script: Script, home: tuple[float, ...], frames:
     return np.array(states), np.array(poses)
 
 
-def stage(recording: Recording) -> Staged:
+def stage(recording: Recording) -> tuple[Script, scenes.Scene, scenes.View, scenes.Lamp, Doubles, Doubles]:
     """Draw situations for a recording until the arm can follow the script.
+
+    Returns the script in its scene, with joints (T, 7) and tool poses (T, 6).
 
     Raises:
         LaryError: none is in reach, which only a changed behaviour can cause.
@@ -248,7 +239,7 @@ def stage(recording: Recording) -> Staged:
         scene = scenes.build_scene(arm, palette, scenes.tinted(room, rng), placed)
         solved = follow(scene, script, arm.home, recording.frames)
         if solved is not None:
-            return Staged(script, scene, view, lamp, *solved)
+            return script, scene, view, lamp, *solved
     raise LaryError(
         f"The arm {recording.robot} reached none of {ATTEMPTS} situations of '{recording.verb}': check its behaviour."
     )
@@ -264,22 +255,21 @@ def play(recording: Recording, size: int) -> tuple[list[Pixels], Floats]:
     """
     import mujoco
 
-    staged = stage(recording)
-    scene, motions = staged.scene, staged.script.motions
+    script, scene, view, lamp, joints, poses = stage(recording)
     times = np.linspace(0.0, 1.0, recording.frames).tolist()
-    tools = [staged.script.path.at(time) for time in times]
+    tools = [script.path.at(time) for time in times]
     renderer, frames = None, []
     for index in recording.wanted:
-        scene.data.qpos[:7] = staged.joints[index]
+        scene.data.qpos[:7] = joints[index]
         scene.data.qpos[7:9] = tools[index].width / 2 + FINGER_PLAY
-        for name, motion in motions.items():
+        for name, motion in script.motions.items():
             scene.place(name, *motion(times[index]))
         mujoco.mj_kinematics(scene.model, scene.data)
         # After the first placement: it draws what stands still at once.
-        renderer = renderer or Renderer(scene, staged.view, staged.lamp, size)
+        renderer = renderer or Renderer(scene, view, lamp, size)
         frames.append(renderer.frame())
     width, command = np.array([[tool.width, tool.command] for tool in tools]).T[..., None]
-    return frames, np.concatenate([staged.poses, width, staged.joints, command], axis=1).astype(np.float32)
+    return frames, np.concatenate([poses, width, joints, command], axis=1).astype(np.float32)
 
 
 def perform(recording: Recording, data_dir: Path, size: int) -> None:

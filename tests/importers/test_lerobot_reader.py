@@ -1,14 +1,13 @@
 """Descriptions and lists of LeRobot data sets, and frames of their rows by time stamps."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from lary.importers.lerobot_reader import LeRobot, frame_numbers, open_lerobot, video_times
+from lary.importers.lerobot_reader import LeRobot, frame_numbers, open_lerobot
 from lary.types import LaryError, MediaError
 from tests.helpers import fails
 
@@ -41,11 +40,6 @@ def test_names_of_dimensions(tmp_path: Path) -> None:
         features = {"action": {"dtype": "float32", "shape": [2], "names": names}}
         found.append(described(tmp_path, features=features).dimension_names(["action"]))
     assert found == [("a", "b")] * 4 + [("a", "action_1_a")] + [("action_0", "action_1")] * 2
-
-
-def test_a_pipe_in_the_place_of_a_video_is_not_waited_for(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.mp4")
-    fails(MediaError, "no regular file", video_times, tmp_path / "pipe.mp4")
 
 
 def test_time_stamps_find_frames() -> None:
