@@ -20,7 +20,7 @@ import numpy as np
 
 from lary.arrays import Pixels
 from lary.data.images import LARGEST_PICTURE, Reader, read_image, size_problem
-from lary.types import LaryError, MediaError, UsageError
+from lary.types import LaryError, MediaError
 
 CONTAINERS = (
     "aac,asf,av1,avi,flv,gif,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mp3,mpeg,mpegts,"
@@ -54,8 +54,6 @@ def read_frames(
         clamp: whether an index behind the last frame is allowed and gives the last frame.
     """
     if frame_index:
-        if len(paths) != 1:
-            raise UsageError(f"Frame indices belong to one video, not to {len(paths)} files.")
         return video_frames(paths[0], frame_index, clamp=clamp)
     images = [read_image(path, reader) for path in paths]
     if len({image.shape for image in images}) > 1:
@@ -147,8 +145,6 @@ def video_frames(path: Path, frame_index: Sequence[int], *, clamp: bool = True) 
     wanted one on. Where packets don't number frames, or are too large to be kept, all are
     decoded in order. Raises MediaError, also for frames that differ in size.
     """
-    if min(frame_index) < 0:
-        raise UsageError(f"Frame indices count from 0: {min(frame_index)} is none.")
     frames = None
     with opened_video(path) as (container, stream):
         table = scan_packets(container, stream)

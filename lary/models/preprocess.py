@@ -145,14 +145,8 @@ def _resized(clip: Pixels | Sequence[Pixels], how: str, height: int, width: int)
 
 
 def neighbour_pairs(clips: Clip) -> Clip:
-    """Pairs of neighbours: (..., T, 3, H, W) to (..., T - 1, 2, 3, H, W).
-
-    Raises LaryError for fewer than two frames.
-    """
-    count = clips.shape[-4]
-    if count < 2:
-        raise LaryError(f"A model of neighbouring frames needs at least two of them, the sample has {count}.")
-    index = [[first, first + 1] for first in range(count - 1)]
+    """Pairs of neighbours: (..., T, 3, H, W) to (..., T - 1, 2, 3, H, W)."""
+    index = [[first, first + 1] for first in range(clips.shape[-4] - 1)]
     return clips[..., index, :, :, :]
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lary.models.preprocess import neighbour_pairs, prepare
+from lary.models.preprocess import prepare
 from lary.models.spec import MODELS, Preprocess
 from lary.types import LaryError
 from tests.helpers import fails
@@ -21,7 +21,6 @@ def test_clips_that_cannot_be_prepared_are_named() -> None:
         prepare(clip, replace(VJEPA2, size=300))
     with pytest.raises(LaryError, match="'cubic', which is no known method"):
         prepare(clip, Preprocess(resize="cubic"))  # type: ignore[arg-type]
-    fails(LaryError, "at least two", neighbour_pairs, np.zeros((1, 1, 3, 2, 2)))
 
 
 def test_the_centre_is_cut_from_tall_and_wide_frames() -> None:
