@@ -17,7 +17,6 @@ import os
 import weakref
 import zipfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -74,8 +73,7 @@ def read_stamp(path: Path) -> Stamp | None:
 
 def read_stamps(files: Iterable[Path]) -> Iterator[Stamp | None]:
     """Read the stamps of files with threads, in order."""
-    with ThreadPoolExecutor(THREADS) as pool:
-        yield from pool.map(read_stamp, files)
+    return in_threads(read_stamp, list(files), THREADS, batch=32)
 
 
 def read_array(path: Path, name: str) -> Array | None:

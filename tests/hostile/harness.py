@@ -27,6 +27,22 @@ ROOM = 1536
 """Mebibytes of addresses that a refusal may take: 16 threads reserve 64 each. Every bomb asks for more."""
 SECONDS = 6.0
 TAKEN = Path("/proc/self/statm")
+JSON = {
+    "nested lists": "[" * 100_000,
+    "nested objects": '{"a":' * 100_000,
+    "huge whole number": '{"schema_version": ' + "9" * 20_000 + "}",
+    "large version": '{"schema_version": ' + "9" * 4_000 + "}",
+    "huge number": '{"schema_version": 1e999999}',
+    "list": "[1, 2]",
+    "text": '"schema_version"',
+    "null": "null",
+    "not a number": '{"schema_version": NaN}',
+    "truth": '{"schema_version": true}',
+    "no text": "\udcff\udcfe\udcfd",
+    "half a letter": '{"schema_version": 2, "task": "\\ud800"}',
+    "fields": '{"schema_version": 2, "__class__": "x", "model": {"__init__": 1}}',
+}
+"""JSON that others have written: nested, huge, of another kind."""
 
 
 class Code:

@@ -1,6 +1,7 @@
 """Pairs on a grid, atomic motions and their labels."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,12 +9,20 @@ import pytest
 
 from lary.data.spec import DATASETS
 from lary.importers.episodes import ATOMIC_CLASSES, INVERSE, AtomicRule, PairCut, atomic_segments, label_of
+from lary.importers.records import load_record
+from tests.hostile.harness import JSON, refused
 
 RULE = AtomicRule(threshold=0.03, reach=0.05, settle=2)
 OPENING = np.array([1, 1, 1, 0, 0, 0, 0, 1, 1, 1.0])
 TURNED = ("-y", "+x", "+z")
 LEFT = [(0.0, 0.02, 0.0)] * 9
 Steps = list[tuple[float, float, float]]
+
+
+@pytest.mark.parametrize("case", ["nested lists", "list", "null", "fields", "huge whole number"])
+def test_hostile_record_of_a_data_set(tmp_path: Path, case: str) -> None:
+    (tmp_path / "a_dataset.json").write_text(JSON[case])
+    refused(tmp_path, lambda: load_record(tmp_path / "a_dataset.json"), "a_dataset.json")
 
 
 def test_pairs_are_on_a_grid() -> None:

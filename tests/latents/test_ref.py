@@ -12,10 +12,11 @@ import numpy as np
 from lary.configs import ExtractConfig
 from lary.latents.ref import LatentsRef, PooledSource, SplitLatents, find_latent_table, open_latents
 from lary.latents.sources import ShardSource
+from lary.latents.store import MANIFEST
 from lary.runs.extract import extract
 from lary.types import RANDOM, LaryError, UsageError
 from tests.helpers import fails, rows_of, settings_of
-from tests.hostile.harness import refused
+from tests.hostile.harness import JSON, bounded, refused
 from tests.tiny import save_tiny
 from tests.tree import write_table
 
@@ -83,7 +84,7 @@ def test_both_kinds_give_the_same_latents(root: Path) -> None:
     taken = found.take([4, 1])
     assert [sample.id for sample in taken.table] == [found.table[4].id, found.table[1].id]
     assert (taken.left_out, len(taken.source)) == (7, 2)
-    manifest = found.folder / "store.json"
+    manifest = found.folder / MANIFEST
     manifest.write_text(manifest.read_text().replace('"key": "', '"key": "x'))
     fails(UsageError, "of another store than store.json beside them: extract again", opened, root)
 
@@ -133,6 +134,16 @@ def test_class_tokens_of_a_backbone_are_stored(root: Path, tmp_path: Path) -> No
     every, cls = (opened(root, model="dinov2-origin", pool=pool).source for pool in (None, "cls"))
     assert cls.shape == (2, 1, every.shape[-1])
     assert not (cls.read([0]) == every.read([0])).all(-1).any(), "a class token is none of the patch tokens"
+
+
+def test_hostile_manifest_of_a_store(root: Path) -> None:
+    extract(config("val"), settings_of(root))
+    manifest = opened(root).folder / MANIFEST
+    for case in ("nested lists", "list", "text", "null", "no text", "huge whole number"):
+        manifest.write_bytes(JSON[case].encode("utf-8", "surrogateescape"))
+        for call in (lambda: opened(root), lambda: extract(config("val"), settings_of(root))):
+            with bounded():
+                fails(LaryError, MANIFEST, call)
 
 
 def test_latent_paths_that_lead_elsewhere(root: Path) -> None:

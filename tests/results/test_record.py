@@ -15,8 +15,7 @@ from lary.results.report import write_report
 from lary.types import LaryError
 from tests import fake_results as fake
 from tests.helpers import FIXTURES, fails, lary
-from tests.hostile.harness import bounded, refused
-from tests.hostile.test_json import JSON
+from tests.hostile.harness import JSON, bounded, refused
 
 
 def test_files_that_are_no_results_are_refused_in_a_sentence(tmp_path: Path) -> None:
