@@ -169,6 +169,11 @@ class SplitLatents:
     left_out: int
     folder: Path
 
+    @property
+    def frames(self) -> int:
+        """Number of frames T of the first sample."""
+        return len(self.table[0].frame_index) or len(self.table[0].media)
+
     def take(self, positions: Sequence[int]) -> SplitLatents:
         """The samples at some positions; the others count as left out."""
         left_out = self.left_out + len(self.table) - len(positions)

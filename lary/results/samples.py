@@ -84,8 +84,7 @@ def _write_maps(run: FinishedRun, context: Context, known: dict[str, None]) -> F
     head = load_head(run.folder / CHECKPOINT, len(dataset.labels.classes))
     run.file(CHECKPOINT)
     logits, weights = attend(head, split.source, rows)
-    frames = len(split.table[0].frame_index) or len(split.table[0].media)
-    layout = layout_of(tuple(split.source.shape), frames, model)
+    layout = layout_of(tuple(split.source.shape), split.frames, model)
     weights = weights.reshape(len(rows), len(layout.steps), layout.tokens)
     view = model.preprocessing(ref.protocol, split.table.spec.media)
     chosen = [split.table[row] for row in rows]
