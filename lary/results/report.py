@@ -21,6 +21,7 @@ from lary.types import JsonDict, LaryError, UsageError, as_path
 TEMPLATES = Path(__file__).parent / "templates"
 REPORT_NAME = "report.html"
 PICTURE_SIZE = 192
+PICTURE_BYTES = 20_000_000
 METRIC_NAMES = {"top1": "Top-1", "top5": "Top-5", "macro_recall": "Mean recall", "macro_f1": "Macro F1"}
 METRIC_NAMES |= {"seen_mse": "MSE", "seen_r2": "R²", "unseen_mse": "MSE, unseen", "unseen_r2": "R², unseen"}
 READINGS = {"": "", "even": "no clear difference", "better": "a clear gain", "worse": "clearly worse"}
@@ -144,8 +145,11 @@ def _pictures(run: FinishedRun, example: Example) -> Iterator[tuple[str, str]]:
     for part, name in zip(("source", "target"), example.pictures, strict=False):
         stream = io.BytesIO()
         try:
-            image = Image.fromarray(read_image(run.file(name), "pil"))
-        except LaryError:
+            path = run.file(name)
+            if path.stat().st_size > PICTURE_BYTES:
+                continue
+            image = Image.fromarray(read_image(path, "pil"))
+        except (LaryError, OSError):
             continue
         image.thumbnail((PICTURE_SIZE, PICTURE_SIZE))
         image.save(stream, format="JPEG", quality=82)
