@@ -243,9 +243,9 @@ def read_scores(run: FinishedRun, role: str = "seen") -> SampleScores:
     return _read_arrays(SampleScores, run, PREDICTIONS, role)
 
 
-def read_predicted(run: FinishedRun) -> Chunks:
-    """The chunks of the seen split. Raises LaryError as `read_scores`."""
-    return _read_arrays(Chunks, run, ACTIONS, "seen")
+def read_predicted(run: FinishedRun, role: str = "seen") -> Chunks:
+    """The chunks of one role. Raises LaryError as `read_scores`."""
+    return _read_arrays(Chunks, run, ACTIONS, role)
 
 
 def _read_arrays(kind: type[Arrays], run: FinishedRun, name: str, role: str) -> Arrays:
