@@ -10,7 +10,16 @@ import pytest
 
 from lary.results.compare import open_scored
 from lary.results.folder import find_results
-from lary.results.record import FILE_NAME, SCHEMA_VERSION, EvalResult, Metric, read_result, schema_text, write_result
+from lary.results.record import (
+    FILE_NAME,
+    SCHEMA_VERSION,
+    EvalResult,
+    Metric,
+    read_result,
+    schema_text,
+    seal_holds,
+    write_result,
+)
 from lary.results.report import write_report
 from lary.types import LaryError
 from tests import fake_results as fake
@@ -31,6 +40,16 @@ def test_files_that_are_no_results_are_refused_in_a_sentence(tmp_path: Path) -> 
     path.write_text(json.dumps({**data, "extra": {"acme": {"note": [1, 2]}}}))
     assert read_result(path).extra == {"acme": {"note": [1, 2]}}, "extensions have a place of their own"
     assert read_result(path).relative_frame == "world", "before there were frames, relative motion was the world's"
+
+
+def test_a_seal_holds_until_a_byte_changes(tmp_path: Path) -> None:
+    data = fake.write_regression(tmp_path, "pixels", 0.4, extra={"acme": {"seal": ""}}).read_bytes()
+    assert (seal_holds(data), seal_holds(b"{}")) == (True, False)
+    for place in (0, data.index(b'"seal"') + 12, len(data) // 2, len(data) - 1):
+        assert not seal_holds(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]), place
+    result = read_result(tmp_path / FILE_NAME)
+    write_result(tmp_path / FILE_NAME, result)
+    assert (tmp_path / FILE_NAME).read_bytes() == data, "a result that is written again has the same seal"
 
 
 @pytest.mark.parametrize("case", JSON)
