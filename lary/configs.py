@@ -223,13 +223,13 @@ class ClassifyConfig(DeviceOptions, ProbeOptions, StoredOptions):
     dim: int | None = None
     classes: int | None = None
     precision: ProbePrecision | None = None
-    seed: int = 0
+    seed: int | None = None
 
 
 class RegressConfig(DeviceOptions, ProbeOptions, ActionOptions, StoredOptions, InputOptions):
     """Options of a regression probe on extracted latents."""
 
-    seed: int = 42
+    seed: int | None = None
 
 
 class RunConfig(ProbeOptions, ActionOptions, ExtractionOptions):

@@ -91,7 +91,7 @@ def test_a_new_probe_on_old_latents_gives_the_old_number(root: Path) -> None:
     """The closed-form probe has the same number on every machine."""
     place = "regression/logs/calvin_5_tiny-grid_ridge_absolute/best_result.csv"
     words = (*GRID, "--dataset", "calvin", "--probe-preset", "demo", "--model-type", "ridge")
-    printed("regress", *words, "--lary-log-dir", root / "other")
+    printed("regress", *words, "--seed", "42", "--lary-log-dir", root / "other")
     (found,), (expected,) = rows_of(root / "other" / place), rows_of(root / "results" / place)
     for name, value in expected.items():
         assert float(found[name]) == pytest.approx(float(value), rel=1e-3), name
@@ -99,7 +99,7 @@ def test_a_new_probe_on_old_latents_gives_the_old_number(root: Path) -> None:
 
 def test_killed_training_ends_as_an_undisturbed_one(root: Path) -> None:
     """It resumes from its state, or starts over where another version can't take that up."""
-    words = (*OWN, "--dataset", "calvin", "--pool", "mean", "--probe-preset", "demo", "--epochs", "40")
+    words = (*OWN, "--dataset", "calvin", "--pool", "mean", "--probe-preset", "demo", "--epochs", "40", "--seed", "42")
     scores = []
     for results in ("results", "undisturbed"):
         printed("regress", *words, "--lary-log-dir", root / results)

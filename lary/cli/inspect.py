@@ -130,7 +130,7 @@ def compare(*results: Path, role: Literal["seen", "unseen"] = "seen", seed: int 
     if json is not None:
         rows = [
             {"other": str(each.other.folder), "gain": each.gain.model_dump()}
-            | {name: getattr(each, name) for name in ("p", "samples", "groups")}
+            | {name: getattr(each, name) for name in ("p", "single", "samples", "groups")}
             for each in found.differences
         ]
         write_json(json, {"first": str(found.first.folder), "role": role, "differences": rows})

@@ -48,7 +48,8 @@ class ScoredRun(FinishedRun):
 class Difference:
     """The first run's metric minus another's, on `samples` samples of `groups` clusters.
 
-    ``p`` is two-sided and corrected for all comparisons; None with too few clusters.
+    ``p`` is two-sided and corrected for all comparisons; None with too few clusters, or where
+    one of both is a `single` training, whose seed is no part of the error.
     """
 
     other: ScoredRun
@@ -56,6 +57,7 @@ class Difference:
     groups: int
     gain: Metric
     p: float | None
+    single: bool
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,11 @@ class Comparison:
             f"{first.dataset.name}, {self.role} split, {first.primary}: {self.first.text} against "
             f"({first.score.better} is better; positive: the first is larger)"
         ]
-        several = f" (Holm, {len(self.differences)} comparisons)" if len(self.differences) > 1 else ""
+        count = sum(each.p is not None for each in self.differences)
+        several = f" (Holm, {count} comparisons)" if count > 1 else ""
         for each in self.differences:
             p = "p unknown" if each.p is None else f"p {each.p:.3g}{several}"
+            p = "for these trainings alone, no p value with a single seed" if each.single else p
             lines.append(
                 f"  {each.other.text}: difference {each.gain.text()}, {p}, "
                 f"{each.samples} samples of {each.groups} episodes or videos"
@@ -133,8 +137,9 @@ def _difference(first: ScoredRun, other: ScoredRun, seed: int) -> Difference:
     unit = first.result.score.unit
     kind = stats.fraction if unit == "fraction" else stats.magnitude
     gain = metric(stats.spread_of(parts, kind).interval(), 0, unit)
-    p = stats.p_value(parts)
-    return Difference(other, len(names), len(set(groups)), gain, None if np.isnan(p) else p)
+    single = any(len(sums) < 2 for _, sums in parts)
+    p = np.nan if single else stats.p_value(parts)
+    return Difference(other, len(names), len(set(groups)), gain, None if np.isnan(p) else p, single)
 
 
 # --- tables for notebooks ---

@@ -23,6 +23,7 @@ FILE_NAME = "result.json"
 SEAL = re.compile(rb'"seal": "([0-9a-f]{64})"')
 USUAL_PROBES = ("", "attentive", "mlp")
 """Probes of the paper's leaderboards."""
+ALONE = "intervals are for this one training alone, and differences have no p value: --seeds 0,1,2 trains three"
 
 Unit = Literal["fraction", "normalised", "physical", "degrees", "none"]
 

@@ -18,7 +18,7 @@ from lary.data.spec import DATASETS, DatasetSpec
 from lary.latents.ref import LatentsRef, find_latent_table
 from lary.models.spec import MODELS, ModelSpec
 from lary.results.compare import compare_results
-from lary.results.record import FILE_NAME, EvalResult, Margin, write_result
+from lary.results.record import ALONE, FILE_NAME, EvalResult, Margin, write_result
 from lary.runs.extract import FRAME_CONTROLS
 from lary.runs.probe import ProbeRun
 from lary.runs.run import run_splits
@@ -49,8 +49,9 @@ class ControlReport:
         for margin in sorted(result.margins, key=lambda margin: abs(margin.gain.value)):
             value = f"{100 * margin.value:.1f}" if score.unit == "fraction" else f"{margin.value:.3f}"
             p = "" if margin.p is None else f"  p {margin.p:.3g}"
-            mark = MARKS[margin.gain.reading(margin.p)]
+            mark = MARKS["" if margin.p is None else margin.gain.reading(margin.p)]
             lines.append(f"  {margin.name:32} {value:28} margin {margin.gain.text()}{p}{mark}")
+        lines += [f"  note: {ALONE}"] if len(result.seeds) < 2 else []
         return "\n".join([*lines, *(f"  left out: {reason}" for reason in self.left_out)])
 
 

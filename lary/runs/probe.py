@@ -15,7 +15,7 @@ from lary.files import digest
 from lary.latents.ref import LatentsRef
 from lary.registry import load_plugin, loaded_plugins
 from lary.results.folder import settle, writing
-from lary.results.record import FILE_NAME, EvalResult, NamedDigest, read_result, run_identity
+from lary.results.record import ALONE, FILE_NAME, EvalResult, NamedDigest, read_result, run_identity
 from lary.runs.extract import read_timing
 from lary.runs.tasks import ActionTask, ClassTask, ProbeConfig, frame_of, seeds_of, shared_groups
 from lary.runtime import log, pick_devices, progress, provenance
@@ -145,9 +145,9 @@ def finished(folder: Path, task: Task) -> EvalResult | None:
             changed.append(text)
     if changed:
         raise UsageError(
-            f"{file} holds the result of another run (preset {result.preset}, seed {result.seed}, of "
-            f"{result.created}); since then, there are other {', '.join(changed)}. Pass --overwrite to replace it, or "
-            "another --lary-log-dir."
+            f"{file} holds the result of another run (preset {result.preset}, --seed{'s' * (len(result.seeds) > 1)} "
+            f"{','.join(map(str, result.seeds))}, of {result.created}); since then, "
+            f"there are other {', '.join(changed)}. Pass --overwrite to replace it, or another --lary-log-dir."
         )
     if unknown:
         log.warning("%s names no digest of: %s; changes of them since go unnoticed", file, ", ".join(unknown))
@@ -278,6 +278,7 @@ def summary(result: EvalResult) -> str:
     for rule, control in result.controls.items():
         lines.append(f"  control {rule:12} {primary} {control.metrics[primary].text()}")
     lines += [f"  note: {note}" for note in result.protocol_notes]
+    lines += [f"  note: {ALONE}"] if len(result.seeds) < 2 else []
     lines += [f"  warning: {warning}" for warning in result.warnings]
     lines += [f"  seed {row.seed}: {primary} {row.metrics[primary]:.4f}" for row in result.per_seed]
     return "\n".join(lines)

@@ -36,7 +36,7 @@ def write_actions(folder: Path, *gaps: float) -> None:
 def test_the_difference_of_runs_is_paired(tmp_path: Path) -> None:
     """Runs that are equally wrong everywhere differ by an exact number, whatever the samples."""
     for name, gap in (("a", 0.5), ("b", 1.0), ("c", 0.5)):
-        write_actions(tmp_path / name, gap)
+        write_actions(tmp_path / name, gap, gap)
     (only,) = compare_results([tmp_path / "b", tmp_path / "a" / "result.json"]).differences
     assert (only.gain.value, only.gain.low, only.gain.high) == (pytest.approx(0.75, abs=1e-5), None, None)
     assert (only.p, only.gain.reading(only.p)) == (pytest.approx(2.0 ** (1 - only.groups)), "worse"), "all say the same"
@@ -48,14 +48,26 @@ def test_the_difference_of_runs_is_paired(tmp_path: Path) -> None:
     assert rows[0]["p"] < rows[1]["p"] == 1.0
 
 
+def test_a_single_training_is_told_as_such(tmp_path: Path) -> None:
+    """Its seed is no part of the error: no p value, no reading, and no part in Holm's correction."""
+    for name, *gaps in (("a", 0.5, 0.6), ("b", 1.0, 1.1), ("c", 1.0)):
+        write_actions(tmp_path / name, *gaps)
+    found = compare_results([tmp_path / name for name in "abc"])
+    assert [(each.p is None, each.single) for each in found.differences] == [(False, False), (True, True)]
+    first, second = found.text().splitlines()[1:]
+    assert ("p 0." in first, "Holm" in found.text(), "alone" in first) == (True, False, False)
+    assert "for these trainings alone, no p value with a single seed, 96 samples" in second
+    assert all(each.single for each in compare_results([tmp_path / name for name in "cab"]).differences)
+
+
 def test_samples_are_paired_by_id_not_by_place(tmp_path: Path) -> None:
     outcome = fake.class_outcome(2.0)
-    scores = class_scores([outcome])["seen"]
+    scores = class_scores([outcome, outcome])["seen"]
     ids, groups = scores.ids[:4:-1], scores.groups[:4:-1]  # backwards, and without the first five
     turned = replace(scores, ids=ids, groups=groups, scores=scores.scores[:, :4:-1])
     for name, own in (("a", scores), ("b", turned)):
         write_result(tmp_path / name / "result.json", classification_result(outcome, fake.facts(name, "verbs")))
-        write_scores(tmp_path / name, {"seen": own}, [0])
+        write_scores(tmp_path / name, {"seen": own}, [0, 1])
     only = compare_results([tmp_path / "a", tmp_path / "b"]).differences[0]
     assert (only.samples, only.gain.value, only.p, only.gain.reading(only.p)) == (len(scores.ids) - 5, 0, 1, "even")
     assert (only.gain.low, only.gain.high, only.gain.no_interval) == (None, None, NO_SPREAD)

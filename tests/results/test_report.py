@@ -127,6 +127,17 @@ def test_a_run_shows_its_margins_seeds_robots_angles_warnings_and_how_intervals_
     assert groups["all of position"][2] == f"{result.dimension_groups[0].r2:.3f}"
     for sentence in (result.interval, *result.warnings, "2 samples were left out"):
         assert sentence in card
+    assert "this one training alone" not in card
+
+
+def test_a_single_training_has_no_p_value_and_no_reading(tmp_path: Path) -> None:
+    """Results of former versions may hold p values that leave the seed out."""
+    path = fake.write_regression(tmp_path, "acme", 0.2)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "margins": fake.MARGINS}))
+    page = write_report(tmp_path).read_text()
+    assert [row[3:] for row in rows(page, "run-1-margins")] == [["–", ""]] * 3
+    assert "intervals are for this one training alone" in page
+    assert not re.search("no clear difference|a clear gain|clearly worse", page)
 
 
 def test_published_number_is_beside_a_run_and_nothing_to_report_is_a_sentence(tmp_path: Path) -> None:

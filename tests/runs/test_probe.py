@@ -52,9 +52,13 @@ def test_a_result_records_what_was_run_and_is_not_overwritten(made: Path, tmp_pa
     assert read_result(other).identity == result.identity, "the recorded command does the same run"
     again = probe(made, logs=tmp_path, resume=False, device="cpu")  # nor a tracker: no part of a run's identity
     assert (again.new, again.result, file.read_bytes()) == (False, result, first)
-    fails(UsageError, r"another run .*--overwrite to replace it", probe, made, logs=tmp_path, seed=3)
+    assert not probe(made, logs=tmp_path, seeds="0,1,2").new, "the default"
+    assert "note: intervals" not in summary(result)
+    fails(UsageError, r"another run .*--seeds 0,1,2, .*--overwrite to replace it", probe, made, logs=tmp_path, seed=3)
     assert file.read_bytes() == first
-    assert probe(made, logs=tmp_path, seed=3, overwrite=True).result.seed == 3
+    single = probe(made, logs=tmp_path, seed=3, overwrite=True).result
+    assert (single.seed, single.seeds) == (3, (3,))
+    assert "note: intervals are for this one training alone, and differences have no p value" in summary(single)
     scores = read_scores(finished_run(folder))
     assert scores.scores.mean() == pytest.approx(read_result(file).score.value, rel=1e-5)
     assert probe(made, "robot_1st", logs=tmp_path, precision="bf16").result.options["precision"] == "bf16"

@@ -12,7 +12,7 @@ from lary.configs import ExtractConfig
 from lary.data.spec import DATASETS
 from lary.results.compare import compare_results
 from lary.runs.extract import extract
-from lary.runs.tasks import open_splits, shown
+from lary.runs.tasks import open_splits, seeds_of, shown
 from lary.types import LaryError, UsageError
 from tests.helpers import fails, rows_of, settings_of
 from tests.runs.conftest import MODEL, config_of, probe
@@ -45,6 +45,23 @@ def borrow(rows: Rows) -> None:
     """Give rows the latents of another split."""
     for row in rows:
         row["la_path"] = row["la_path"].replace("/val/", "/train/")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "options", "seeds"),
+    [
+        ("calvin", {}, (0, 1, 2)),
+        ("calvin", {"model_type": "ridge", "probe_preset": "paper"}, (0, 1, 2)),
+        ("calvin", {"protocol": "paper"}, (42,)),
+        ("calvin", {"seed": 3}, (3,)),
+        ("robot_1st", {}, (0, 1, 2)),
+        ("robot_1st", {"probe_preset": "paper"}, (0,)),
+        ("robot_1st", {"protocol": "paper", "seeds": "5,6"}, (5, 6)),
+    ],
+)
+def test_default_seeds(dataset: str, options: dict[str, Any], seeds: tuple[int, ...]) -> None:
+    """Several where p values need them; one where the published settings have it, or several cost days."""
+    assert seeds_of(config_of(dataset, **options)) == seeds
 
 
 @pytest.mark.parametrize(
