@@ -91,7 +91,7 @@ class Part:
     def __init__(self, table: SampleTable) -> None:
         self.table, self.name = table, table.split
         self.labelled = isinstance(table.spec.target, LabelSpace)
-        self.unit = "episode" if table.spec.media == "pair" else "video"
+        self.unit, pair = table.unit, table.spec.media == "pair"
         # The prefix keeps equal names under different roots apart.
         prefix = f"{table.spec.split(self.name).root}/"
         lines = []
@@ -100,7 +100,7 @@ class Part:
             shown = (*media, *map(str, sample.frame_index))
             group = prefix + sample.group
             target = sample.target if self.labelled else prefix + sample.target
-            segment = media[0].rpartition("/")[0] if self.unit == "episode" else group
+            segment = media[0].rpartition("/")[0] if pair else group
             lines.append((media[0], media[-1], shown, group, target, sample.embodiment, segment))
         columns = ["first", "last", "shown", "group", "target", "robot", "segment"]
         self.rows = pandas.DataFrame(lines, columns=columns)
@@ -181,16 +181,12 @@ def open_parts(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> li
 
 def inspect_table(part: Part) -> list[Finding]:
     """What a split's own table says: its groups, repeated rows and pairs."""
-    rows, one, pattern = part.rows, (part,), part.table.spec.group_pattern
-    first = rows["first"]
-    # Without a match the path itself is the group; a pattern that wants just that is fine.
-    pairs = zip(first, part.table.groups(), strict=True)
-    alone = [path for path, group in pairs if path.endswith(group) and re.search(pattern, group) is None]
+    rows, one, first = part.rows, (part,), part.rows["first"]
     again, equal = rows.duplicated("shown"), rows.duplicated(["shown", "target"])
-    found = finding("no_group", one, alone)
+    found = finding("no_group", one, list(first[[not source for source in part.table.sources]]))
     found += finding("repeated_row", one, list(first[equal]))
     found += finding("contradiction", one, list(first[again & ~equal]))
-    return found + (inspect_pairs(part) if part.unit == "episode" else [])
+    return found + (inspect_pairs(part) if part.table.spec.media == "pair" else [])
 
 
 def inspect_pairs(part: Part) -> list[Finding]:

@@ -74,7 +74,14 @@ class CheckConfig(Options):
     manifest: Path | None = None
 
 
-class SplitConfig(Options):
+class GroupOptions(Options):
+    """What names the source of each sample in a table of one's own."""
+
+    group_column: str | None = None
+    group_pattern: str | None = None
+
+
+class SplitConfig(GroupOptions):
     """A split of a table into training and validation."""
 
     by: Literal["row", "video", "episode", "segment"] = "row"
@@ -170,7 +177,7 @@ class LeRobotConfig(MotionOptions):
     overwrite: bool = False
 
 
-class VideosConfig(Options):
+class VideosConfig(GroupOptions):
     """How to import videos."""
 
     table: Annotated[Path, Parameter(name="--labels")]

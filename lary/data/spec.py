@@ -49,8 +49,6 @@ class Normalisation:
 
 EPISODE = r"^(.*?ep_[^/]+)/"
 """Group of a pair: its episode folder, with the task folder before it where there is one."""
-CLIP = r"^((?:SSv2|EgoDex)/(?:[^/]+/)*\d+(?=_\d+(?:_rev)?\.[^./]+$)|.+?(?=(?:_rev)?\.[^./]+$))"
-"""Group of a clip: its path without ``_rev`` and extension, or its row of a seed table."""
 NO_ROBOT = "nan"
 """Key of rows without a robot type in statistics files, as the published tool writes it."""
 
@@ -126,8 +124,10 @@ class DatasetSpec:
         drawn: further splits by name, drawn from the tables of others on request.
         train, validation, unseen: the splits by their use in probes.
         stride: frames from source to target; in one `stride_series` only it differs.
-        group_pattern: regular expression on the first media path without ``images``; its group 1 or
-            match names the episode or video.
+        group_column: column that names the episode or video of a row.
+        group_pattern: without that column: regular expression on the first media path without
+            ``images``; its first group that takes part, or its match, names the episode or video.
+            Where neither names one, a sample is a group of its own, of a clip with its reversal.
         media_depth: how many folders precede ``images`` / ``actions``, which published tables name
             or not; None: there are none.
         path_repair: regular expression and replacement for wrong paths in published tables.
@@ -154,6 +154,7 @@ class DatasetSpec:
     unseen: str | None = None
     stride: int | None = None
     stride_series: str = ""
+    group_column: str | None = None
     group_pattern: str = r".*/"
     media_depth: int | None = None
     path_repair: tuple[str, str] | None = None

@@ -5,7 +5,9 @@ scikit-learn's ``train_test_split``, in its shuffled order.
 """
 
 import math
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,13 +15,13 @@ import numpy as np
 
 from lary.arrays import Ints
 from lary.data import tables
-from lary.data.configs import SplitConfig
-from lary.data.spec import CLIP, DATASETS, EPISODE, DatasetSpec, LabelSpace
+from lary.data.configs import GroupOptions, SplitConfig
+from lary.data.spec import DATASETS, EPISODE, DatasetSpec, LabelSpace
 from lary.files import csv_text, digest, write_text
 from lary.settings import unexported
 from lary.types import UsageError
 
-PATTERNS: dict[str, str] = {"video": CLIP, "episode": EPISODE, "segment": r"^(.*)/"}
+PATTERNS = {"video": DATASETS.get("human_1st").group_pattern, "episode": EPISODE, "segment": r"^(.*)/"}
 """What stays together, in the first path; a segment is the folder of the file."""
 CLIPS, PAIRS = 0.3, 0.25
 """The paper's shares of validation."""
@@ -58,15 +60,17 @@ def draw_table(spec: DatasetSpec, split: str, root: Path) -> Path:
             return path  # it was drawn on another machine
         raise
     first = tables.MEDIA_COLUMNS[spec.media][0]
+    own, pattern = None if rule.pattern else spec.group_column, rule.pattern or spec.group_pattern
     header, chosen = list[str](), list[list[str]]()
     for table in sources:
-        columns, rows = tables.read_csv(table, header or [first])
+        columns, rows = tables.read_csv(table, header or [first, own or first])
         header = header or columns
         if columns != header:
             raise UsageError(f"{table} has the columns {', '.join(columns)}; expected {', '.join(header)}.")
         for row in rows:
             place = tables.usual_place(spec, row[columns.index(first)], first)
-            if validates(tables.group_name(spec, place, rule.pattern), rule.share) == rule.validates:
+            name = row[columns.index(own)].strip() if own else tables.matched(pattern, place)
+            if validates(name or tables.REVERSED.sub("", place), rule.share) == rule.validates:
                 chosen.append(row)
     text = csv_text([header, *chosen])
     if not path.is_file():
@@ -103,28 +107,47 @@ def write_split(table: Path, config: SplitConfig) -> SplitReport:
     if len({path.resolve() for path in (*targets, table)}) < 3:
         raise UsageError(f"--train {targets[0]}, --val {targets[1]} and the table {table} must be three files.")
     spec = None if config.dataset is None else DATASETS.get(config.dataset)
-    frame = tables.read_frame(table, needed=() if config.stratify is None else (config.stratify,))
-    media = next((names[0] for names in tables.MEDIA_COLUMNS.values() if names[0] in frame), None)
+    header = tables.read_frame(table, 1)
+    media = next((names[0] for names in tables.MEDIA_COLUMNS.values() if names[0] in header), None)
     if media is None:
         raise UsageError(f"{table} has neither of the columns src_img and video_path.")
     clips = media in tables.MEDIA_COLUMNS["clip"]
     labelled = clips if spec is None else isinstance(spec.target, LabelSpace)
     column = config.stratify or (tables.TARGET_COLUMN if labelled else None)
+    frame = tables.read_frame(table, needed=[column] if column else [])
     strata = None if column is None else frame[column].tolist()
     share = config.share if config.share is not None else CLIPS if clips else PAIRS
-    groups = list(map(str, range(len(frame))))
-    if config.by == "row":
-        parts = split_rows(len(frame), share, strata, config.seed)
-    else:
+    if spec is not None and config.by in ("video", "episode"):
+        config = replace(config, group_column=config.group_column or spec.group_column)
+    groups = own_groups(table, config, media)
+    if config.by != "row" and not groups:
         pattern = PATTERNS[config.by] if spec is None or config.by == "segment" else spec.group_pattern
         paths = [cell.strip().replace("\\", "/") for cell in frame[media]]
         paths = paths if spec is None else [tables.usual_place(spec, path, media) for path in paths]
-        groups = [tables.matched(pattern, path) for path in paths]
-        parts = split_groups(groups, share, strata, config.seed)
+        groups = [tables.matched(pattern, path) or tables.REVERSED.sub("", path) for path in paths]
+    how = share, strata, config.seed
+    parts = split_groups(groups, *how) if groups else split_rows(len(frame), *how)
     for path, part in zip(targets, parts, strict=True):
         tables.write_csv(path, frame.columns, frame.iloc[part].to_numpy())
-    counts = tuple(len({groups[index] for index in part}) for part in parts)
+    counts = tuple(len({groups[index] for index in part} if groups else part) for part in parts)
     return SplitReport(targets[0], targets[1], tuple(map(len, parts)), counts)
+
+
+def own_groups(table: Path, config: GroupOptions, media: str) -> list[str]:
+    """The groups that the options find in a table, empty without options. Raises UsageError where they find none."""
+    if not (config.group_column or config.group_pattern):
+        return []
+    column, pattern = config.group_column or media, config.group_pattern or "(?s).+"
+    cells = tables.read_frame(table, needed=[column])[column].tolist()
+    try:
+        groups = [tables.matched(pattern, cell.strip()) for cell in cells]
+    except re.error as error:
+        raise UsageError(f"--group-pattern '{pattern}' is no regular expression: {error}.") from error
+    if "" in groups:
+        row = groups.index("")
+        where = f"{table}, row {row + 1}: column '{column}'"
+        raise UsageError(f"{where} holds '{cells[row][:200]}', in which the pattern '{pattern}' finds no group.")
+    return groups
 
 
 def split_rows(count: int, share: float, strata: Sequence[str] | None, seed: int) -> tuple[Ints, Ints]:

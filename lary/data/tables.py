@@ -40,6 +40,8 @@ SEGMENT = r"[A-Za-z0-9_][A-Za-z0-9_.,()+ -]*"
 PLAIN = {INDEX_COLUMN: r"^[0-9]{1,9}(,[0-9]{1,9})*$", "path": rf"^{SEGMENT}(/{SEGMENT})*$"}
 """Surely valid cells (RE2, a whole column at once); others are examined."""
 PLAIN_PATH = re.compile(rf"{SEGMENT}(/{SEGMENT})*(?<! )")
+REVERSED = re.compile(r"(?:_rev)?\.[^./]+$")
+"""Ends of paths that leave the group of a clip alone: it keeps its reversal."""
 SHORT = 255
 """Letters within which no part of a path can be too long."""
 LONGEST_CELL = 4096
@@ -153,7 +155,7 @@ class SampleTable:
         target = columns[TARGET_COLUMN][position] if labelled else self.shown(position, TARGET_COLUMN)
         frame_index = tuple(map(int, columns[INDEX_COLUMN][position].split(","))) if clip else ()
         name = digest(*media, ",".join(map(str, frame_index)), target)
-        group = group_name(self.spec, media[0])
+        group = self.sources[position] or REVERSED.sub("", media[0])
         return Sample(name, self.rows[position], media, frame_index, target, group, self.embodiments[position])
 
     def __iter__(self) -> Iterator[Sample]:
@@ -173,8 +175,22 @@ class SampleTable:
         return np.array([position[name] for name in self._columns[TARGET_COLUMN]], dtype=np.int64)
 
     def groups(self) -> tuple[str, ...]:
-        """The episode or video of every sample, n names."""
-        return tuple(group_name(self.spec, self.shown(position, self._media[0])) for position in range(len(self)))
+        """The episode or video of every sample, n names; a sample without one is a group of its own."""
+        first = self._media[0]
+        return tuple(own or REVERSED.sub("", self.shown(at, first)) for at, own in enumerate(self.sources))
+
+    @cached_property
+    def sources(self) -> list[str]:
+        """The episode or video of every sample, n names, empty where nothing names it."""
+        if self.spec.group_column is not None:
+            return [cell.strip() for cell in self.frame[self.spec.group_column]]
+        return [matched(self.spec.group_pattern, self.shown(at, self._media[0])) for at in range(len(self))]
+
+    @property
+    def unit(self) -> str:
+        """What the groups are: episodes or videos, or the samples where nothing names some of these."""
+        media = self.spec.media
+        return f"{media}s" if "" in self.sources else "episodes" if media == "pair" else "videos"
 
     def media_path(self, sample: Sample) -> tuple[Path, ...]:
         """Absolute paths of a sample's images or clip. Raises UsageError outside the root."""
@@ -243,8 +259,8 @@ def read_table(
     """
     root = data_dir / spec.split(split).root
     needed = needed_columns(spec) if media else (TARGET_COLUMN,)
-    robots = () if spec.embodiment_column is None else (spec.embodiment_column,)
-    frame = read_frame(path, limit, (*needed, *robots))
+    further = filter(None, (spec.embodiment_column, spec.group_column))
+    frame = read_frame(path, limit, (*needed, *further))
     check_cells(spec, path, {name: frame[name] for name in needed})
     return SampleTable(spec, split, path, frame, root.absolute(), file_digest(path))
 
@@ -300,22 +316,10 @@ def folder_of(column: str) -> str:
     return ACTION_FOLDER if column == TARGET_COLUMN else IMAGE_FOLDER
 
 
-def group_name(spec: DatasetSpec, first: str, pattern: str | None = None) -> str:
-    """The group of a sample from its first path, by the record's pattern or another."""
-    return matched(pattern or spec.group_pattern, first, spec.media_depth is not None)
-
-
-def matched(pattern: str, path: str, short: bool = True) -> str:
-    """The first group or the match of a pattern in a path; without a match, the path.
-
-    Where `short`, its first image folder is left out, by fast string methods.
-    """
-    if short:
-        path = f"/{path}".replace(f"/{IMAGE_FOLDER}/", "/", 1)[1:]
-    found = re.search(pattern, path)
-    if found is None:
-        return path
-    return found[1] if found.re.groups and found[1] is not None else found[0]
+def matched(pattern: str, path: str) -> str:
+    """The first group that takes part, or the match, of a pattern in a path without its image folder; empty without."""
+    found = re.search(pattern, f"/{path}".replace(f"/{IMAGE_FOLDER}/", "/", 1)[1:])
+    return "" if found is None else next(filter(None, (*found.groups(), found[0])), "")
 
 
 def usual_place(spec: DatasetSpec, cell: str, column: str) -> str:

@@ -25,8 +25,8 @@ from lary.data.frames import decode_video, read_clip
 from lary.data.images import png_bytes, read_image
 from lary.data.sampling import sample_video
 from lary.data.spec import DatasetSpec, LabelSpace, Licence, Split
-from lary.data.splits import split_groups
-from lary.data.tables import EMBODIMENT_COLUMN, INDEX_COLUMN, INDICES, read_csv
+from lary.data.splits import own_groups, split_groups
+from lary.data.tables import EMBODIMENT_COLUMN, INDEX_COLUMN, INDICES, REVERSED, read_csv
 from lary.files import atomic_write, digest, inside
 from lary.importers.episodes import (
     AtomicRule,
@@ -50,8 +50,6 @@ EPISODE_NAME = re.compile(r"[\w .+-]+")
 VIDEO_NAMES = ("video_path", "video", "path", "file", "filename")
 LABEL_NAMES = ("action", "label", "class", "verb")
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "val"}
-GROUP = r"^(.+?)(?:_rev)?\.[^./]+$"
-"""A clip and its reversal are one group: the path without ``_rev`` and extension."""
 
 # Trajectories
 
@@ -148,7 +146,7 @@ def choose_splits(groups: Sequence[str], strata: Sequence[str] | None, share: fl
 
 
 class Clip(NamedTuple):
-    """A row of the labels: number, path of the video in the folder, and cells."""
+    """A row of the labels: number, path of the video in the folder, cells, and the group that options name."""
 
     row: int
     path: str
@@ -156,6 +154,7 @@ class Clip(NamedTuple):
     split: str
     embodiment: str
     indices: tuple[int, ...]
+    group: str
 
 
 def import_videos(folder: Path, config: VideosConfig, settings: Settings) -> ImportReport:
@@ -193,22 +192,21 @@ def import_videos(folder: Path, config: VideosConfig, settings: Settings) -> Imp
         target=LabelSpace(tuple(sorted({clip.label for clip in found}))),
         splits={"train": Split(root), "val": Split(root)},
         licences=(Licence(origin, config.licence, config.commercial),),
-        group_pattern=GROUP,
+        group_column="group",
         embodiment="not stated",
         embodiment_column=EMBODIMENT_COLUMN if robots else None,
         samples=len(found),
         revision=digest(*(f"{clip.path} {clip.label} {clip.split} {clip.indices}" for clip in found)),
         description=f"Imported from the videos in {origin}; split by video.",
     )
-    columns = ["dataset", "video_path", INDEX_COLUMN, "action", EMBODIMENT_COLUMN][: 4 + robots]
+    columns = ["dataset", "video_path", INDEX_COLUMN, "action", "group", EMBODIMENT_COLUMN][: 5 + robots]
     splits = [clip.split for clip in found]
     if found and not splits[0]:
-        # A clip and its reversal are of one group; a name without an extension is one of its own.
-        groups = [re.sub(GROUP, r"\1", clip.path) for clip in found]
+        groups = [clip.group or REVERSED.sub("", clip.path) for clip in found]
         splits = choose_splits(groups, [clip.label for clip in found], config.share, config.seed)
     rows = []
     for split, clip in zip(splits, found, strict=True):
-        cells = [name, clip.path, ",".join(map(str, clip.indices)), clip.label, clip.embodiment]
+        cells = [name, clip.path, ",".join(map(str, clip.indices)), clip.label, clip.group, clip.embodiment]
         rows.append((split, cells[: len(columns)]))
     tables = settings.path("LARY_ROOT") / "data"
     return save_import(spec, tables / f"{name}_dataset.py", tables, data_dir, columns, rows, failures)
@@ -222,7 +220,7 @@ def read_clips(folder: Path, config: VideosConfig) -> list[Clip]:
     for column, option in ((video, "--video-column"), (label, "--label-column")):
         if column not in columns:
             raise UsageError(f"{config.table} has no column '{column}'; name it with {option}: {', '.join(columns)}.")
-    clips = []
+    clips, groups = [], own_groups(config.table, config, video) or [""] * len(rows)
     for number, cells in enumerate(rows):
         row = dict(zip(columns, (cell.strip() for cell in cells), strict=True))
         where = f"{config.table}, row {number + 1}"
@@ -236,7 +234,7 @@ def read_clips(folder: Path, config: VideosConfig) -> list[Clip]:
         path = inside(folder, row[video]).relative_to(folder).as_posix()
         numbers = tuple(map(int, indices.split(","))) if indices else ()
         robot = row.get(EMBODIMENT_COLUMN, "")
-        clips.append(Clip(number, path, row[label], SPLITS.get(split.lower(), ""), robot, numbers))
+        clips.append(Clip(number, path, row[label], SPLITS.get(split.lower(), ""), robot, numbers, groups[number]))
     if len({clip.label for clip in clips}) < 2:
         raise UsageError(f"{config.table} has one class only, '{clips[0].label}': there is nothing to distinguish.")
     if len({bool(clip.split) for clip in clips}) > 1:

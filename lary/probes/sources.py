@@ -218,7 +218,7 @@ def training_rows(
     chosen = _choose_groups(contents, np.bincount(kinds).tolist(), seed)
     if not chosen:
         raise UsageError(
-            f"The training split has {len(groups)} samples of {len(names)} episodes or videos: none "
+            f"The training split has {len(groups)} samples of {len(names)} groups: none "
             "can be held out without losing a class. Give more data, or use the protocol 'paper'."
         )
     held = np.isin(members, chosen)

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 FACTS = (
-    *("task", "label", "probe", "action_mode", "relative_frame", "protocol"),
-    *("preset", "control", "project", "status", "primary"),
-)
+    "task", "label", "probe", "action_mode", "relative_frame", "protocol", "preset", "control", "project", "status",
+    "primary",
+)  # fmt: skip
 """Fields of a result that are columns of a table of runs."""
 
 
@@ -48,8 +48,9 @@ class ScoredRun(FinishedRun):
 class Difference:
     """The first run's metric minus another's, on `samples` samples of `groups` clusters.
 
-    ``p`` is two-sided and corrected for all comparisons; None with too few clusters, or where
-    one of both is a `single` training, whose seed is no part of the error.
+    ``p`` is two-sided and corrected for all comparisons; None with too few clusters, for runs
+    of different kinds, or where one of both is a `single` training, whose seed is no part of
+    the error.
     """
 
     other: ScoredRun
@@ -80,9 +81,11 @@ class Comparison:
         for each in self.differences:
             p = "p unknown" if each.p is None else f"p {each.p:.3g}{several}"
             p = "for these trainings alone, no p value with a single seed" if each.single else p
+            if first.kind != each.other.result.kind:
+                p = f"no p: the kinds differ ({first.kind}; {each.other.result.kind}), so it ranks no representation"
             lines.append(
                 f"  {each.other.text}: difference {each.gain.text()}, {p}, "
-                f"{each.samples} samples of {each.groups} episodes or videos"
+                f"{each.samples} samples of {each.groups} {first.dataset.unit}"
             )
         return "\n".join(lines)
 
@@ -119,8 +122,9 @@ def _check_alike(first: FinishedRun, other: FinishedRun) -> None:
     names = "data set", "choice of splits", "metric", "target", "frame of motion"
     for what, own, theirs in zip(names, *sides, strict=True):
         if own != theirs:
-            both = f"{first.folder} and {other.folder} can't be compared"
-            raise UsageError(f"{both}: their {what} is {own} and {theirs}.")
+            raise UsageError(
+                f"{first.folder} and {other.folder} can't be compared: their {what} is {own} and {theirs}."
+            )
 
 
 def _difference(first: ScoredRun, other: ScoredRun, seed: int) -> Difference:
@@ -138,7 +142,7 @@ def _difference(first: ScoredRun, other: ScoredRun, seed: int) -> Difference:
     kind = stats.fraction if unit == "fraction" else stats.magnitude
     gain = metric(stats.spread_of(parts, kind).interval(), 0, unit)
     single = any(len(sums) < 2 for _, sums in parts)
-    p = np.nan if single else stats.p_value(parts)
+    p = np.nan if single or first.result.kind != other.result.kind else stats.p_value(parts)
     return Difference(other, len(names), len(set(groups)), gain, None if np.isnan(p) else p, single)
 
 

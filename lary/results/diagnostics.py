@@ -68,7 +68,7 @@ def diagnosis_text(found: Mapping[str, Any]) -> str:
     std = np.array(channels["std"])
     lines = [
         f"{found['dataset']} {found['split']} with {found['model']} ({found['protocol']}): {found['samples']} samples "
-        f"of {found['groups']} episodes or videos, tokens {' x '.join(map(str, found['shape']))}",
+        f"of {found['groups']} {found['unit']}, tokens {' x '.join(map(str, found['shape']))}",
         f"  channels        {len(std)}, {len(channels['dead'])} dead; mean {np.mean(channels['mean']):.4g}, "
         f"standard deviation {np.median(std):.4g} (median; {std.min():.4g} to {std.max():.4g})",
     ]
@@ -138,6 +138,7 @@ def diagnose_latents(latents: SplitLatents, model: ModelSpec, config: DiagnoseCo
         "protocol": config.protocol,
         "samples": len(rows),
         "groups": len({groups[row] for row in rows}),
+        "unit": table.unit,
         "shape": list(source.shape),
         "channels": {
             "mean": tokens.mean.tolist(),

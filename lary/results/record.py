@@ -1,7 +1,6 @@
 """The schema of ``result.json``: what was asked, what was run, on what, with which outcome.
 
-What each field means is said in ``record.yaml``, from which the JSON Schema has its
-descriptions.
+Fields are described in ``record.yaml``, from which the JSON Schema has its sentences.
 """
 
 import hashlib
@@ -105,6 +104,7 @@ class DatasetFacts(Strict):
     tables: dict[str, str] = {}
     samples: dict[str, str] = {}
     splits: dict[str, SplitFacts] = {}
+    unit: str = "episodes or videos"
     stride: int | None = None
     units: tuple[str, ...] = ()
     split_set: str = ""
@@ -317,6 +317,11 @@ class EvalResult(RunFacts):
         return f"{self.model.name} ({', '.join(parts)})" if parts else self.model.name
 
     @property
+    def kind(self) -> str:
+        """What runs that are ranked share: the kind of probe, its preset where that matters, and the protocol."""
+        return f"{self.probe} probe, {f'preset {self.preset}, ' * (self.probe != 'ridge')}protocol {self.protocol}"
+
+    @property
     def is_control(self) -> bool:
         """Whether this run was made for others to be compared with."""
         return self.control is not None or self.project is not None or self.model.revision == RANDOM
@@ -340,8 +345,7 @@ def schema_text() -> str:
     sentences = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
     for name, part in {"EvalResult": found, **found["$defs"]}.items():
         for field, content in part["properties"].items():
-            content = {**content, "description": sentences[name][field]}
-            part["properties"][field] = dict(sorted(content.items()))
+            part["properties"][field] = dict(sorted({**content, "description": sentences[name][field]}.items()))
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
     return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
 

@@ -96,18 +96,18 @@ def board_rows(runs: Sequence[FinishedRun]) -> list[BoardRow]:
 
 
 def contests_of(runs: Sequence[FinishedRun]) -> list[JsonDict]:
-    """Runs that may be ranked together, best first: the same data set, splits, task and target."""
-    found: dict[str, list[FinishedRun]] = {}
-    for run in runs:
+    """Runs that may be ranked together, best first: the same data set, splits, task, target and kind."""
+    found: dict[Any, list[FinishedRun]] = {}
+    for run in sorted(runs, key=lambda run: (run.result.score.rank, run.result.label)):
         result = run.result
         splits = f" (splits {result.dataset.split_set})" if result.dataset.split_set else ""
-        local = "local " if result.relative_frame == "local" else ""
-        mode = f" ({local}relative actions)" if result.action_mode == "relative" else ""
-        found.setdefault(f"{dataset_title(result)}{splits}{mode}", []).append(run)
-
-    for group in found.values():
-        group.sort(key=lambda run: (run.result.score.rank, run.result.label))
-    return [{"name": name, "runs": found[name], "rows": board_rows(found[name])} for name in sorted(found)]
+        mode = (
+            f" ({'local ' * (result.relative_frame == 'local')}relative actions)"
+            if result.action_mode == "relative"
+            else ""
+        )
+        found.setdefault((f"{dataset_title(result)}{splits}{mode}", result.kind), []).append(run)
+    return [{"name": " · ".join(key), "runs": own, "rows": board_rows(own)} for key, own in sorted(found.items())]
 
 
 def dataset_title(result: EvalResult) -> str:

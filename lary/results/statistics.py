@@ -37,8 +37,8 @@ NO_ERRORS = 3.9
 ROUNDING = 1e-6
 """Relative spread that 32-bit predictions have from rounding alone."""
 
-NO_SPREAD = "the episodes or videos do not differ, so that their spread is unknown"
-UNDEFINED = "the value is undefined without one of the episodes or videos"
+NO_SPREAD = "the groups do not differ, so that their spread is unknown"
+UNDEFINED = "the value is undefined without one of the groups"
 
 
 # --- metrics ---
@@ -235,7 +235,7 @@ class Spread:
     def reason(self, column: int) -> str:
         """Why a value has no interval; empty where it has one."""
         if self.support[column] < MIN_CLUSTERS:
-            return f"{self.support[column]} episodes or videos, and {MIN_CLUSTERS} are needed"
+            return f"{self.support[column]} groups, and {MIN_CLUSTERS} are needed"
         if isnan(self.variance(column)):
             return UNDEFINED
         scale = max(float(np.abs(values[:, column]).max()) for _, values in self.parts)

@@ -63,7 +63,7 @@ def _finished(
     roles: JsonDict = getattr(runs[0], "splits", {})
     splits = [run.splits["seen"] if roles else run for run in runs]
     groups = splits[0].samples.groups
-    count, first = len(set(groups)), headline(splits[0].selections)
+    count, first = f"{len(set(groups))} {facts.dataset.unit}", headline(splits[0].selections)
     selections, per_seed = {}, []
     for name, own in splits[0].selections.items():
         loss = {role: split.loss[name] for role, split in roles.items() if name in split.loss}
@@ -73,12 +73,11 @@ def _finished(
         per_seed.append({"seed": seed, **_picked(split.selections[first]), "metrics": values})
     several = f", with the spread of {len(runs)} seeds" if len(runs) > 1 else ""
     interval = (
-        f"95 % by Student's t and the jackknife over {count} episodes or videos ({len(groups)} samples), "
+        f"95 % by Student's t and the jackknife over {count} ({len(groups)} samples), "
         f"corrected for unequal sizes and skewness{several}."
     )
-    if count < stats.MIN_CLUSTERS:
-        few = f"the {len(groups)} samples come from {count} episodes or videos"
-        interval = f"No intervals: {few}, and {stats.MIN_CLUSTERS} are needed."
+    if len(set(groups)) < stats.MIN_CLUSTERS:
+        interval = f"No intervals: the {len(groups)} samples come from {count}, and {stats.MIN_CLUSTERS} are needed."
     history = to_json(runs[0].history, inf_nan_mode="null", fallback=lambda value: value.item())
     return EvalResult(
         **dict(facts),

@@ -214,6 +214,7 @@ def run_facts(task: Task, inputs: tuple[NamedDigest, ...]) -> JsonDict:
     units, shape = getattr(data.target, "units", ()), train.source.shape
     dataset = {name: getattr(data, name) for name in ("name", "title", "revision", "stride")}
     dataset |= {"units": units, "split_set": config.splits or "", "tables": tables, "splits": sizes}
+    dataset["unit"] = task.splits["seen"].table.unit
     dataset["samples"] = {name: digest(*(each.id for each in split.table)) for name, split in splits.items()}
     known = all(data.digests.get(name) == own for name, own in dataset["samples"].items())
     dataset["revision_source"] = "verified" if known else "declared"

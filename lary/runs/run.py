@@ -136,17 +136,18 @@ def demo_models(settings: Settings) -> list[ModelSpec]:
 
 
 def results_table(results: list[EvalResult]) -> str:
-    """Results and their controls as text, best first within each task."""
+    """Results and their controls as text, best first within each kind of probe; kinds are never ranked together."""
     lines: list[str] = []
-    for task in dict.fromkeys(result.task for result in results):
-        chosen = [result for result in results if result.task == task]
+    for kind in dict.fromkeys(result.kind for result in results):
+        chosen = [result for result in results if result.kind == kind]
         first = chosen[0]
-        known = first.selections[first.headline].metrics
-        metrics = [name for name in known if name.endswith(("mse", "top1", "macro_f1"))]
+        metrics = [
+            name for name in first.selections[first.headline].metrics if name.endswith(("mse", "top1", "macro_f1"))
+        ]
         chosen.sort(key=lambda result: result.score.rank)
         rows = [(result.model.name, result.selections[result.headline].metrics) for result in chosen]
         rows += [(f"({name.replace('_', ' ')})", control.metrics) for name, control in first.controls.items()]
-        lines += ["", f"{first.dataset.title}: {task}, 95 % intervals, {first.score.better} is better"]
+        lines += ["", f"{first.dataset.title}: {first.task}, 95 % intervals, {first.score.better} is better ({kind})"]
         lines.append(f"  {'':18}" + "".join(f"{name:>26}" for name in metrics))
         for name, values in rows:
             cells = (values[metric].text(reason=False) if metric in values else "" for metric in metrics)

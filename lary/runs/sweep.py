@@ -236,7 +236,7 @@ def groups_of(plan: Sequence[Planned]) -> list[list[Planned]]:
 
 def outcome_text(plan: Sequence[Planned], outcomes: Mapping[int, Outcome]) -> str:
     """Leaderboards of what there is, and what failed."""
-    boards: dict[tuple[str, str], list[EvalResult]] = {}
+    boards: dict[str, list[EvalResult]] = {}
     failed, new = [], 0
     for each in plan:
         outcome = outcomes[each.number]
@@ -245,10 +245,7 @@ def outcome_text(plan: Sequence[Planned], outcomes: Mapping[int, Outcome]) -> st
             continue
         new += outcome.probe.new
         result = outcome.probe.result
-        label = each.title.replace(f" on {each.config.dataset}", "")
-        model = result.model.model_copy(update={"name": label})
-        board = boards.setdefault((result.dataset.name, result.task), [])
-        board.append(result.model_copy(update={"model": model}))
-    before = len(plan) - new - len(failed)
-    last = f"{len(plan)} runs: {new} done now, {before} before, {len(failed)} failed"
+        model = result.model.model_copy(update={"name": each.title.replace(f" on {each.config.dataset}", "")})
+        boards.setdefault(result.dataset.name, []).append(result.model_copy(update={"model": model}))
+    last = f"{len(plan)} runs: {new} done now, {len(plan) - new - len(failed)} before, {len(failed)} failed"
     return "\n\n".join([*map(results_table, boards.values()), "\n".join([last, *failed])])

@@ -160,8 +160,14 @@ def check_samples(settings: Settings, split: SplitLatents, splits: Splits) -> No
 
 
 def shared_groups(dataset: DatasetSpec, splits: Splits) -> tuple[str, ...]:
-    """A warning per scored split that shows episodes or videos of the training split."""
-    train, found = splits["train"].table, []
+    """Warnings of splits whose samples name no source, and of scored ones that show groups of the training split."""
+    train, found = splits["train"].table, list[str]()
+    if alone := [split.table for split in splits.values() if "" in split.table.sources]:
+        found.append(
+            f"{sum(table.sources.count('') for table in alone):,} {train.spec.media}s of "
+            f"{' and '.join(table.split for table in alone)} name no episode or video, so each counts as a group of "
+            "its own: intervals may be too narrow, and held-out rows may show what the others show"
+        )
     for table in (split.table for role, split in splits.items() if role != "train"):
         groups = set(table.groups())
         both = groups & set(train.groups())
@@ -174,7 +180,7 @@ def shared_groups(dataset: DatasetSpec, splits: Splits) -> tuple[str, ...]:
             if not dataset.drawn[dataset.roles(name)["train"]].pattern
         ]
         found.append(
-            f"{len(both):,} of the {len(groups):,} episodes or videos of {table.split} are in "
+            f"{len(both):,} of the {len(groups):,} {table.unit} of {table.split} are in "
             f"{train.split} as well: the scores say little about new ones{''.join(apart[:1])}"
         )
     return tuple(found)

@@ -3,12 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
-from lary.data.spec import DATASETS, Split
+from lary.data.spec import DATASETS, Draw, Split
 from lary.data.splits import find_table, validates
 from lary.data.tables import read_table
 from lary.types import UsageError
 from tests.data.arm import PAIR
-from tests.helpers import FIXTURES, fails, rows_of
+from tests.helpers import FIXTURES, fails, printed, rows_of
 from tests.tree import write_table
 
 
@@ -37,6 +37,34 @@ def test_draw_depends_on_names_alone(tmp_path: Path) -> None:
         found += [(part == "val", validates(group, 0.25)) for group in groups]
     assert (len(found), set(found)) == (40, {(False, False), (True, True)})
     assert abs(sum(validates(f"ep_{number}", 0.25) for number in range(4000)) - 1000) < 100
+
+
+def test_groups_of_a_column_stay_together(tmp_path: Path) -> None:
+    rows = [{"video_path": f"s{n % 6}_{n}.mp4", "action": "ab"[n % 2], "take": f"take {n % 4}"} for n in range(24)]
+    write_table(tmp_path / "data/two_metadata_all.csv", rows)
+    draw = Draw(("all",), validates=True, share=0.5)
+    spec = replace(PAIR, media="clip", splits={"all": Split("here")}, drawn={"val": draw}, group_column="take")
+    drawn = {row["take"] for row in rows_of(find_table(spec, "val", tmp_path))}
+    assert drawn == {take for take in {row["take"] for row in rows} if validates(take, 0.5)}
+    table, train, val = (tmp_path / name for name in ("all.csv", "train.csv", "val.csv"))
+    words = ("data", "split", table, "--train", train, "--val", val)
+    write_table(table, rows)
+    for options, found in ((("--group-column", "take"), lambda row: row["take"]),
+                           (("--group-pattern", r"^s(\d)_"), lambda row: row["video_path"][:2])):  # fmt: skip
+        printed(*words, *options)
+        parts = [set(map(found, rows_of(path))) for path in (train, val)]
+        assert (bool(parts[0] & parts[1]), min(map(len, parts)) > 0) == (False, True)
+    for options, message in (
+        (("--group-column", "session"), "has no column 'session'; it has: video_path, action, take."),
+        (("--group-pattern", "(s"), "--group-pattern '(s' is no regular expression: missing ), unterminated"),
+        (
+            ("--group-pattern", "x"),
+            "row 1: column 'video_path' holds 's0_0.mp4', in which the pattern 'x' finds no group.",
+        ),
+    ):
+        printed(*words, *options, code=2, has=[message])
+    write_table(table, [{"video_path": "a.mp4"}])
+    printed(*words, code=2, has=["has no column 'action'; it has: video_path."])
 
 
 def test_drawn_table_that_holds_something_else_is_refused(tmp_path: Path) -> None:

@@ -134,10 +134,26 @@ def test_clip_and_its_reversal_share_a_group(tmp_path: Path) -> None:
         ("SSv2/12_0.mp4", "SSv2/12"), ("SSv2/12_3_rev.mp4", "SSv2/12"), ("EgoDex/3279/7_1.mp4", "EgoDex/3279/7"),
         ("TACO/a_b/take_2.mp4", "TACO/a_b/take_2"), ("TACO/a_b/take_2_rev.mp4", "TACO/a_b/take_2"),
         ("AgiBotWorld-Beta/327/x.y.mp4", "AgiBotWorld-Beta/327/x.y"), ("SSv2/odd.mp4", "SSv2/odd"),
+        ("EPIC-KITCHENS/a/P01_101_7_rev.mp4", "P01_101"), ("TACO/(dust, a, b)/20231105_019_2.mp4", "20231105_019"),
+        ("Ego4D/0a1b2c3d-4e5f-4a6b-8c7d-9e0f1a2b3c4d_3.mp4", "0a1b2c3d-4e5f-4a6b-8c7d-9e0f1a2b3c4d"),
+        ("HoloAssist/open/R007-7July-DSLR_12.mp4", "R007-7July-DSLR"), ("AgiBotWorld-Beta/804004_3.mp4", "804004"),
+        ("AgiBotWorld-Beta/804004.mp4", "AgiBotWorld-Beta/804004"), ("EPIC-KITCHENS/P1.mp4", "EPIC-KITCHENS/P1"),
     ):  # fmt: skip
         table = row_of(tmp_path, CLIPS, video_path=path, action="open", sample_indices="0, 3,3")
         assert table.groups() == (group,) == (table[0].group,)
+        alone = group == path.replace("_rev", "").removesuffix(".mp4")
+        assert (table.unit, table.sources) == ("clips" if alone else "videos", ["" if alone else group])
         assert table[0].frame_index == (0, 3, 3)
+
+
+def test_a_column_names_groups(tmp_path: Path) -> None:
+    spec = replace(PAIR, group_column="session")
+    table = written(
+        tmp_path, "src_img,tgt_img,action,session\nep_1/a.png,b.png,open,s1\nep_2/c.png,d.png,open,\n", spec
+    )
+    assert (table.groups(), table[0].group, table.unit) == (("s1", "images/ep_2/c"), "s1", "pairs")
+    assert table.take([0]).unit == "episodes"
+    fails(UsageError, "no column 'session'", written, tmp_path, HEADER + "a.png,b.png,open\n", spec)
 
 
 def test_id_is_content_not_position(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lary.data.spec import Licence
+from lary.data.tables import read_table
 from lary.importers.records import load_record
 from tests.golden.test_tools import trajectories, videos
 from tests.helpers import INPUTS, lary, printed, rows_of
@@ -130,6 +131,19 @@ def test_a_video_and_its_reversal_stay_together(tmp_path: Path, monkeypatch: pyt
     copy = tmp_path / "data/classification/own/day0/0.mp4"
     assert copy.read_bytes() == (folder / "day0/0.mp4").read_bytes()
     assert not copy.samefile(folder / "day0/0.mp4")
+
+
+@pytest.mark.parametrize("option", [("--group-column", "day"), ("--group-pattern", r"^(day\d)/")])
+def test_clips_of_one_source_stay_together(tmp_path: Path, option: tuple[str, str]) -> None:
+    videos(tmp_path, 8, day=[f"day{number // 2}" for number in range(8)])
+    run(tmp_path)
+    spec, path = load_record(tmp_path / "data/own_dataset.json"), tmp_path / "data/own_metadata_train.csv"
+    assert read_table(spec, "train", path=path, data_dir=tmp_path).unit == "clips", "nothing names a source"
+    run(tmp_path, *option)
+    spec = load_record(tmp_path / "data/own_dataset.json")
+    assert read_table(spec, "train", path=path, data_dir=tmp_path).unit == "videos"
+    parts = [{row["group"] for row in part} for part in tables(tmp_path / "data", "own")]
+    assert (parts[0] & parts[1], {"day0", "day1", "day2"} <= parts[0] | parts[1]) == (set(), True)
 
 
 def test_broken_videos_are_named_and_left_out(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from lary.results.published import PREDICTIONS, action_scores, class_scores, wri
 from lary.results.record import read_result, write_result
 from lary.results.statistics import NO_SPREAD
 from lary.results.summarise import classification_result, regression_result
+from lary.runs.run import results_table
 from lary.types import LaryError, UsageError
 from tests import fake_results as fake
 from tests.helpers import fails, printed
@@ -73,6 +74,22 @@ def test_samples_are_paired_by_id_not_by_place(tmp_path: Path) -> None:
     assert (only.gain.low, only.gain.high, only.gain.no_interval) == (None, None, NO_SPREAD)
     write_scores(tmp_path / "b", {"seen": replace(turned, ids=tuple(f"x{name}" for name in ids))}, [0])
     fails(LaryError, "share no sample", compare_results, [tmp_path / "a", tmp_path / "b"])
+
+
+def test_kinds_of_probe_are_not_ranked(tmp_path: Path) -> None:
+    for name, gap in (("a", 0.5), ("b", 1.0)):
+        write_actions(tmp_path / name, gap)
+    result = read_result(tmp_path / "b" / "result.json")
+    write_result(tmp_path / "b" / "result.json", result.model_copy(update={"probe": "ridge"}))
+    found = compare_results([tmp_path / "a", tmp_path / "b"])
+    assert (found.differences[0].p, found.differences[0].gain.value < 0) == (None, True)
+    words = "no p: the kinds differ (attentive probe, preset demo, protocol corrected; ridge probe, protocol corrected)"
+    assert words in found.text()
+    table = results_table([read_result(tmp_path / name / "result.json") for name in "ab"])
+    heads = [line for line in table.splitlines() if "is better" in line]
+    assert [head.split(" (")[1] for head in heads] == [
+        "attentive probe, preset demo, protocol corrected)", "ridge probe, protocol corrected)"
+    ]  # fmt: skip
 
 
 def test_what_can_not_be_compared_is_refused(tmp_path: Path) -> None:

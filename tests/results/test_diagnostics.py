@@ -52,7 +52,7 @@ def test_diagnose_command_reads_a_store_in_batches(tmp_path: Path) -> None:
     tokens[..., 2] = 7.0
     tokens[..., 3:5] *= [1e-4, 0]
     write_store(tmp_path, tokens)
-    first = "calvin val with lapa (corrected): 40 samples of 8 episodes or videos, tokens 2 x 6"
+    first = "calvin val with lapa (corrected): 40 samples of 8 episodes, tokens 2 x 6"
     run(tmp_path, has=[first, "6, 2 dead", "4 of 8 (50.0 %) used, perplexity 4.00 (2.00 at a single place)"])
     found = json.loads((tmp_path / "logs" / "diagnostics" / "calvin" / "val" / "lapa.json").read_text())
     assert (found["channels"]["dead"], found["tokens"]["limit"]) == ([2, 4], 6)

@@ -48,7 +48,7 @@ def test_few_clusters_get_no_interval_but_a_reason() -> None:
     values = np.arange(20, dtype=np.float64)
     few = np.arange(20) % (statistics.MIN_CLUSTERS - 1)
     assert mean_interval(values, few) == pytest.approx((9.5, np.nan, np.nan), nan_ok=True)
-    assert "5 episodes or videos, and 6" in statistics.intervals(sums_of(values, few), statistics.ratio).reasons[0]
+    assert "5 groups, and 6" in statistics.intervals(sums_of(values, few), statistics.ratio).reasons[0]
     assert np.isnan(statistics.p_value([(1.0, sums_of(values, few))]))
     assert np.isfinite(mean_interval(values, np.arange(20) % statistics.MIN_CLUSTERS)).all(), "just enough"
 
@@ -82,7 +82,7 @@ def test_fractions_are_a_little_wider_than_those_of_independent_trials() -> None
     found = statistics.intervals(np.hstack([counts * np.array([1.0, 0.0, 1.0]), counts])[None], statistics.fraction)
     assert found.value == pytest.approx([1, 0, 1])
     assert [bool(reason) for reason in found.reasons] == [True] * 3, "all or none right"
-    assert found.reasons[2].startswith("4 episodes")
+    assert found.reasons[2].startswith("4 groups")
     single = np.stack([np.repeat([1.0, 0.0], [3, 9]), np.ones(12)], axis=1)[None]
     few = statistics.intervals(single, statistics.fraction)
     exact = scipy_stats.binomtest(3, 12).proportion_ci(0.95, method="exact")

@@ -59,6 +59,13 @@ def test_physical_errors_have_the_scale_of_each_robot() -> None:
         assert row.physical_mse.value == pytest.approx(physical[list(fake.GROUPS[row.name])].mean(), rel=1e-4)
 
 
+def test_a_constant_prediction_explains_nothing() -> None:
+    found = regression_result(fake.action_outcome(0.3), fake.facts("pixels", "arm", seeds=(0,))).controls["mean_action"]
+    for role in ("seen", "unseen"):
+        explained = found.metrics[f"{role}_r2"]
+        assert (explained.low is not None and explained.low < explained.value <= 0, explained.high) == (True, 0)
+
+
 def turned(convention: str, degrees: np.ndarray) -> tuple[SplitOutcome, np.ndarray]:
     """Two robots whose predictions are turned by `degrees` (n,) against the truth, about random axes."""
     rng = np.random.default_rng(0)

@@ -77,9 +77,7 @@ def test_controls_of_a_model_that_mixes_its_frames(settings: Settings, tmp_path:
     """Every control is run; a margin stands in the model's result; nothing is left in the difference of a frame."""
     words = ("--model", MODEL, "--dataset", "calvin", "--model-type", "ridge", "--probe-preset", "demo")
     names = ("shuffled targets", "static pair", "shuffled order", "16 random dimensions", "pixels", "random-vit")
-    out = printed(
-        "controls", *words, root=tmp_path, has=(*names, "no interval: 3 episodes or videos, and 6 are needed")
-    )
+    out = printed("controls", *words, root=tmp_path, has=(*names, "no interval: 3 groups, and 6 are needed"))
     assert ("left out" in out, "alone" in out) == (False, False)
     out = printed("controls", *words, "--seeds", "0", "--overwrite", root=tmp_path, has=["this one training alone"])
     assert not re.search("  p |not significant|control is better", out)

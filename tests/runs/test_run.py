@@ -34,7 +34,7 @@ def test_both_parts_are_done_once(tmp_path: Path) -> None:
     make_calvin(tmp_path, {"train": 8, "val": 5})
     words = ("run", "--model", "pixels", "--dataset", "calvin", "--probe-preset", "demo", "--model-type", "ridge",
              "--workers", "1")  # fmt: skip
-    reason = "no interval: 5 episodes or videos, and 6 are needed"
+    reason = "no interval: 5 groups, and 6 are needed"
     printed(*words, root=tmp_path, has=["39 samples extracted now; the probe was run now", reason])
     printed(*words, root=tmp_path, has=["0 samples extracted now; the probe was done before"])
     next((tmp_path / "latent_actions" / "calvin" / "val").rglob("*_00000003.npz")).unlink()

@@ -69,7 +69,7 @@ def test_default_seeds(dataset: str, options: dict[str, Any], seeds: tuple[int, 
     [
         ("val", lambda rows: rows[2].update(action="juggle"), r"row 3 \(line 4\): 'juggle' is no class of robot_1st"),
         ("train", lambda rows: [row.update(action="pick") for row in rows], "All 24 training samples are of the class"),
-        ("train", few(("pick", "place"), 2), "2 samples of 2 episodes or videos: none can be held out"),
+        ("train", few(("pick", "place"), 2), "2 samples of 2 groups: none can be held out"),
         ("val", lambda rows: borrow(rows[-1:]), r"row \d+: .*\.npz was made by another extraction than the rows befo"),
         ("train", shift, r"row 1: .*\.npz holds the latents of sample \w+ \(.*mp4\), not of sample"),
         ("val", borrow, r"row 1: .*\.npz holds the latents of sample \w+ \(.*mp4\), not of sample"),
@@ -145,7 +145,7 @@ def test_splits_by_episode_keep_episodes_apart(mixed: Path) -> None:
     published, drawn = (probe(mixed, splits=splits, **options) for splits in (None, "by-episode"))
     assert published.folder.name == "vlabench_5_pixels_ridge_absolute"
     warning = published.result.warnings[-1]
-    assert warning.startswith("12 of the 12 episodes or videos of val are in train as well")
+    assert warning.startswith("12 of the 12 episodes of val are in train as well")
     assert "'--splits by-episode' keeps them apart" in warning
     assert drawn.folder.name == "vlabench_5_pixels@by-episode_ridge_absolute"
     sizes = drawn.result.dataset.splits
