@@ -206,13 +206,13 @@ def classification(shape: tuple[int, ...], batch: int, samples: int, precision: 
 @contextmanager
 def torch_attention() -> Iterator[None]:
     """In here the probe's attention is torch's for every length, as one writes it first."""
-    from lary.probes import nets
+    from lary.nets import spacetime
 
-    kept, nets.SHORT = nets.SHORT, 0
+    kept, spacetime.SHORT = spacetime.SHORT, 0
     try:
         yield
     finally:
-        nets.SHORT = kept
+        spacetime.SHORT = kept
 
 
 def checkpointed(network: Any, tokens: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,10 @@
 """Images as pixels: uint8 RGB (H, W, 3), validated before they are decoded.
 
 Files are untrusted: a short header can ask for gigabytes, and decoders make nothing, grey
-rows or zeros of a torn PNG. So its chunks, checksums and pixels are counted here; Pillow
-examines other formats.
+rows or zeros of a torn PNG. So Pillow examines them, and a PNG's pixels are counted here.
 """
 
+import contextlib
 import io
 import struct
 import zlib
@@ -27,6 +27,8 @@ LARGEST_PICTURE = 1 << 26
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """Values per pixel by PNG colour type."""
+UNREADABLE = (OSError, SyntaxError, ValueError, IndexError, zlib.error)
+"""What Pillow raises for broken files."""
 UNCOUNTED = 1 << 18
 """Bytes that even the densest packing, 1 to 1032, unpacks in a moment."""
 
@@ -43,18 +45,22 @@ def read_image(path: Path, reader: Reader = "cv2") -> Pixels:
 
     Alpha is dropped, and 16 bits are cut to the upper 8.
     """
+    import cv2
+
     try:
         data = read_limited(path, LARGEST_FILE)
     except (OSError, ValueError) as error:
         raise MediaError(f"The image {path} can't be read: {getattr(error, 'strerror', None) or error}.") from error
-    # OpenCV 5 itself refuses a PNG with too few pixels: there is no need to unpack it twice.
-    if problem := image_problem(data, pixels=reader != "cv2" or _opencv_version() < 5):
+    # OpenCV 5 itself refuses a torn PNG: there is no need to unpack it twice.
+    if problem := image_problem(data, pixels=reader != "cv2" or cv2.__version__ < "5"):
         raise MediaError(f"The image {path} is broken: {problem}.")
-    try:
-        return _decode_with_cv2(data) if reader == "cv2" else _decode_with_pillow(data)
-    except (OSError, SyntaxError, ValueError) as error:
-        problem = image_problem(data) or str(error)
-        raise MediaError(f"The image {path} can't be decoded: {problem}.") from error
+    with contextlib.suppress(OSError, SyntaxError, ValueError, cv2.error):
+        if reader == "pil":
+            return _decode_with_pillow(data)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        if image is not None:
+            return np.asarray(image, dtype=np.uint8)
+    raise MediaError(f"The image {path} can't be decoded: {image_problem(data) or 'its content is broken'}.")
 
 
 def png_bytes(image: Pixels, packing: int) -> bytes:
@@ -62,25 +68,6 @@ def png_bytes(image: Pixels, packing: int) -> bytes:
     import cv2
 
     return cv2.imencode(".png", image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, packing])[1].tobytes()
-
-
-def _opencv_version() -> int:
-    import cv2
-
-    return int(cv2.__version__.split(".")[0])
-
-
-def _decode_with_cv2(data: bytes) -> Pixels:
-    """Decode as ``cv2.imread`` does, in the order RGB. Raises ValueError."""
-    import cv2
-
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-    except cv2.error as error:
-        raise ValueError(error.err) from error
-    if image is None:
-        raise ValueError("unknown format or broken content")
-    return np.asarray(image, dtype=np.uint8)
 
 
 def _decode_with_pillow(data: bytes) -> Pixels:
@@ -96,61 +83,44 @@ def _decode_with_pillow(data: bytes) -> Pixels:
 
 
 def image_problem(data: bytes, *, pixels: bool = True) -> str:
-    """What is wrong with an image file, in words; empty if nothing. A PNG's `pixels` are counted."""
+    """What is wrong with an image file, in words; empty if nothing.
+
+    The pixels of a large PNG are always counted, those of a small one with `pixels` set.
+    """
     from PIL import Image as Pillow
 
-    if not data:
-        return "the file is empty"
-    if data.startswith(PNG):
-        return png_problem(data, pixels=pixels)
     try:
         with Pillow.open(io.BytesIO(data)) as image:
             if problem := size_problem(*image.size):
                 return problem
+            if data.startswith(PNG):
+                if not pixels and len(data) <= UNCOUNTED:
+                    return ""
+                image.verify()  # the checksums of all chunks up to the last
+                return _pixels_problem(data, *image.size)
             # A JPEG with its end marker, behind which some cameras append data, is whole.
             if not data.startswith(JPEG) or data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
                 image.load()
-    except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
+    except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning, *UNREADABLE) as error:
         return str(error).split(" <_io")[0].rstrip(".") or type(error).__name__
     return ""
 
 
-def png_problem(data: bytes, *, pixels: bool = True) -> str:
-    """What is wrong with the chunks of a PNG (ISO/IEC 15948); empty if nothing is.
-
-    The pixels of a long stream are always unpacked, those of a small one with `pixels` set.
-    """
-    at, kind, header, stream = len(PNG), b"", b"", bytearray()
+def _pixels_problem(data: bytes, width: int, height: int) -> str:
+    """How the pixels of a PNG (ISO/IEC 15948) differ in number from its size; empty if they don't."""
+    at, kind, stream = len(PNG), b"", bytearray()
     while kind != b"IEND":
-        if at + 12 > len(data):
-            return "the PNG ends early"
         size, kind = struct.unpack_from(">I4s", data, at)
-        if at + 12 + size > len(data):
-            return "the PNG ends early"
-        content = memoryview(data)[at + 8 : at + 8 + size]
-        if zlib.crc32(content, zlib.crc32(kind)) != struct.unpack_from(">I", data, at + 8 + size)[0]:
-            return f"wrong checksum in PNG chunk {kind.decode('latin-1')}"
-        if kind == b"IHDR":
-            header = bytes(content)
-        elif kind == b"IDAT":
-            stream += content
+        if kind == b"IDAT":
+            stream += data[at + 8 : at + 8 + size]
         at += 12 + size
-    if len(header) != 13:
-        return "the PNG has no header"
-    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
-    if problem := size_problem(width, height):
-        return problem
-    if not pixels and len(stream) <= UNCOUNTED:
-        return ""
+    depth, colour, interlaced = data[24], data[25], data[28]
     # Pillow silently fills a short stream with zeros. Interlaced rows are up to twice as
     # many; data packed behind the picture would cost decoders hours.
-    row = 1 + (width * depth * PNG_SAMPLES.get(colour, 1) + 7) // 8
+    row = 1 + (width * min(depth, 16) * PNG_SAMPLES.get(colour, 1) + 7) // 8
     least, most = (row, 2 * row * height) if interlaced else (row * height, row * height)
     inflate = zlib.decompressobj()
-    try:
-        found = len(inflate.decompress(stream, most + 1))
-    except zlib.error:
-        return "the PNG's pixels can't be unpacked"
+    found = len(inflate.decompress(stream, most + 1))
     if len(inflate.unconsumed_tail) > 1024:
         return "the PNG holds more than the picture that it announces"
     return "" if found >= least else "the PNG holds fewer pixels than it announces"

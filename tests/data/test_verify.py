@@ -54,7 +54,7 @@ def without_packets(path: Path) -> None:
 Defects = dict[str, tuple[Callable[[Path], object], str]]
 ABSENT = "file does not exist"
 IMAGES: Defects = {
-    "torn.png": (halved, "ends early"),
+    "torn.png": (halved, "can't be decoded"),
     "text.png": (lambda path: path.write_text("no picture"), "broken"),
     "size.png": (lambda path: write_image(path, np.zeros((30, 40, 3), np.uint8)), "40x30 pixels"),
     "folder.png": (lambda path: path.mkdir(), "path is not a file"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lary.probes import nets
+from lary.nets import spacetime
 from lary.probes.dit import ActionExpertDiT
 from lary.probes.nets import ActionExpertMLP, AttentiveProbe, attend, load_head
 from lary.types import LaryError
@@ -39,16 +39,16 @@ def test_initialisation_scales_residual_branches() -> None:
         assert float(pooler.get_parameter(f"{name}.weight").std()) == pytest.approx(wanted, rel=0.05)
 
 
-@pytest.mark.parametrize("length", [nets.SHORT, nets.SHORT + 1])
+@pytest.mark.parametrize("length", [spacetime.SHORT, spacetime.SHORT + 1])
 def test_attention_in_bfloat16_is_attention(length: int) -> None:
     torch.manual_seed(0)
-    attention = nets.SelfAttention(32, 4)
+    attention = spacetime.SelfAttention(32, 4)
     tokens = torch.randn(2, length, 32)
     expected, found = attention(tokens), attention.bfloat16()(tokens.bfloat16())
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), expected, atol=0.02, rtol=0.02)
-    cross = nets.QueryAttention(32, 4)
-    values = nets.split_heads(cross.kv(tokens)[..., 32:], 4)
+    cross = spacetime.QueryAttention(32, 4)
+    values = spacetime.split_heads(cross.kv(tokens)[..., 32:], 4)
     shown = (cross.weights(tokens, tokens) @ values).transpose(1, 2).flatten(2)
     torch.testing.assert_close(shown, cross(tokens, tokens), msg="the weights that figures show")
 
