@@ -209,6 +209,14 @@ def first_error(error: Any) -> tuple[str, str]:
     return ".".join(map(str, first["loc"])), first["msg"]
 
 
+def reason_of(error: Exception) -> str:
+    """The first line of a library's message, and the next where that is a heading."""
+    first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if first.endswith(":") and rest:
+        first = f"{first} {rest[0]}"
+    return first.rstrip(".:")
+
+
 def read_yaml(path: Path, what: str) -> Any:
     """Read a small YAML file of plain values.
 

@@ -33,7 +33,6 @@ from lary.types import JsonDict, LaryError
 Question = JsonDict
 Answer = JsonDict
 
-READY = "ready"
 SECONDS_TO_START = 120.0
 SLICE = 1.0
 """Seconds of one wait for an answer."""
@@ -249,7 +248,7 @@ def main() -> None:
     module, _, function = sys.argv[2].partition(":")
     setup = getattr(importlib.import_module(module), function)
     answer: Callable[[Question], Answer] = setup(*sys.argv[3:])
-    pipe.send_bytes(json.dumps(READY).encode())
+    pipe.send_bytes(b'"ready"')
     with suppress(EOFError):
         while True:
             question = json.loads(pipe.recv_bytes())

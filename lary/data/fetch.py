@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from lary.data.archives import SCRATCH, unpack, whole_name
 from lary.data.configs import DownloadConfig
 from lary.data.spec import DATASETS, DatasetSpec
-from lary.files import file_digest, inside, read_json, write_bytes, write_json
+from lary.files import file_digest, inside, read_json, reason_of, write_bytes, write_json
 from lary.runtime import log, progress
 from lary.settings import Settings
 from lary.types import Failure, JsonDict, LaryError, UsageError
@@ -115,9 +115,8 @@ def hub_errors(hub: str, repository: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise LaryError(
-            f"{hub} doesn't give {repository}: {reason}. Check network, name and 'hf auth login'; the same "
+            f"{hub} doesn't give {repository}: {reason_of(error)}. Check network, name and 'hf auth login'; the same "
             "command resumes where it stopped."
         ) from error
 

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from lary.arrays import Pixels
-from lary.files import read_limited
+from lary.files import read_limited, reason_of
 from lary.types import MediaError
 
 Reader = Literal["cv2", "pil"]
@@ -102,7 +102,7 @@ def image_problem(data: bytes, *, pixels: bool = True) -> str:
             if not data.startswith(JPEG) or data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
                 image.load()
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning, *UNREADABLE) as error:
-        return str(error).split(" <_io")[0].rstrip(".") or type(error).__name__
+        return reason_of(error).split(" <_io")[0]
     return ""
 
 

@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field, ValidationError
 from lary.arrays import Doubles, Floats, Ints
 from lary.data.fetch import HuggingFace, hub_errors
 from lary.data.frames import FrameTable, decode_video, opened_video, scan_packets, whole_packets
-from lary.files import first_error, inside, read_json
+from lary.files import first_error, inside, read_json, reason_of
 from lary.importers.episodes import video_images
 from lary.types import JsonDict, LaryError, MediaError, UsageError, as_path
 
@@ -114,7 +114,8 @@ class LeRobot:
                 rows += parquet.read_table(path, columns=names).to_pylist()
             found = {item.index: item for item in map(Episode.model_validate, rows)}
         except (OSError, ValueError, TypeError) as error:
-            raise LaryError(f"The list of episodes in {meta} can't be read: {_short(error)}.") from error
+            reason = " ".join(str(error).split())[:200]
+            raise LaryError(f"The list of episodes in {meta} can't be read: {reason}.") from error
         if not found or len(found) < len(rows):
             raise LaryError(f"The list of episodes in {meta} is empty, or names one twice.")
         return [found[index] for index in sorted(found)]
@@ -153,7 +154,9 @@ class LeRobot:
             rows = parquet.read_table(path, columns=wanted, filters=[("episode_index", "=", episode.index)])
             rows = rows.select(wanted).sort_by("frame_index")
         except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
-            raise MediaError(f"The table {path} of episode {episode.index} can't be read: {_short(error)}.") from error
+            raise MediaError(
+                f"The table {path} of episode {episode.index} can't be read: {reason_of(error)}."
+            ) from error
         if rows.num_rows != episode.length:
             raise MediaError(f"Episode {episode.index} has {rows.num_rows} rows in {path}, not {episode.length}.")
         return rows
@@ -243,10 +246,6 @@ def _snapshot(source: str, commit: str, patterns: list[str]) -> Path:
 
     with hub_errors("Hugging Face", source):
         return Path(snapshot_download(source, repo_type="dataset", revision=commit, allow_patterns=patterns))
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 # Frames

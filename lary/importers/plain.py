@@ -21,7 +21,7 @@ import numpy as np
 from lary.arrays import Doubles
 from lary.data.actions import read_numbers
 from lary.data.configs import AtomicConfig, TrajectoryConfig, VideosConfig
-from lary.data.frames import decode_video, read_clip
+from lary.data.frames import count_frames, decode_video, read_clip
 from lary.data.images import png_bytes, read_image
 from lary.data.sampling import sample_video
 from lary.data.spec import DatasetSpec, LabelSpace, Licence, Split
@@ -38,7 +38,6 @@ from lary.importers.episodes import (
     import_episodes,
     video_images,
 )
-from lary.importers.lerobot_reader import video_times
 from lary.importers.records import ImportReport, check_name, pair_record, save_import
 from lary.runtime import in_threads, progress
 from lary.settings import Settings
@@ -122,7 +121,7 @@ def find_images(folder: Path, length: int, wanted: list[int]) -> Iterable[bytes]
     videos = [path for path in files if path.suffix.lower() in VIDEOS]
     if bool(images) == bool(videos) or len(videos) > 1:
         raise MediaError(f"{folder} holds {len(images)} images and {len(videos)} videos: expected images or one video.")
-    count = len(images) or len(video_times(videos[0])[0])
+    count = len(images) or count_frames(videos[0])
     if count != length:
         raise MediaError(f"{folder} holds {count} {'images' if images else 'frames'} but {length} rows of actions.")
     if images:

@@ -33,15 +33,6 @@ def cells(maps: Tensor, side: int) -> Tensor:
     return grid.movedim((-4, -2), (-5, -4)).reshape(*front, GRID * GRID, -1)
 
 
-def with_place(tokens: Tensor) -> Tensor:
-    """Append row and column of each cell's centre: (..., 64, D) to (..., 64, D + 2)."""
-    import torch
-
-    centres = (torch.arange(GRID, device=tokens.device, dtype=tokens.dtype) + 0.5) * (2 / GRID) - 1
-    place = torch.cartesian_prod(centres, centres)
-    return torch.cat([tokens, place.expand(*tokens.shape[:-1], PLACE)], dim=-1)
-
-
 class _Weightless:
     """Base of the baselines that have no network."""
 
@@ -54,8 +45,13 @@ class _Weightless:
 
     def encode(self, clips: Tensor) -> Latents:
         """Clips (B, T, 3, H, W) to tokens (B, P, 64, D). Raises LaryError."""
+        import torch
+
         check_frames(self._spec, clips, side=self._size, least=self.least)
-        return Latents(with_place(self.measure(clips)))
+        tokens = self.measure(clips)
+        centres = (torch.arange(GRID, device=tokens.device, dtype=tokens.dtype) + 0.5) * (2 / GRID) - 1
+        place = torch.cartesian_prod(centres, centres)  # row and column of each cell's centre
+        return Latents(torch.cat([tokens, place.expand(*tokens.shape[:-1], PLACE)], dim=-1))
 
     def measure(self, clips: Tensor) -> Tensor:
         """Clips (B, T, 3, H, W) to tokens (B, P, 64, D - 2)."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lary.files import read_json
+from lary.files import read_json, reason_of
 from lary.models.networks import (
     Cells,
     NetworkEncoder,
@@ -34,8 +34,8 @@ from lary.models.spec import (
     register_model,
     with_tuples,
 )
-from lary.models.tensors import CONFIG, Layout, Tensors, read_tensors, reason_of, weight_layout
-from lary.models.weights import Checkpoint, fetch_file, find_weights, random_weights, read_config
+from lary.models.tensors import CONFIG, Layout, Tensors, read_tensors, weight_layout
+from lary.models.weights import fetch_file, find_weights, random_weights, read_config
 from lary.runtime import log
 from lary.types import RANDOM, JsonDict, LaryError, Latents, UsageError, as_path
 
@@ -258,15 +258,6 @@ def _preprocess_of(config: JsonDict) -> Preprocess:
     )
 
 
-def find_configuration(spec: ModelSpec, context: ModelContext) -> tuple[Path, Checkpoint]:
-    """The folder of a ``config.json``, and random weights for it. Raises UsageError."""
-    location = spec.weights.hub if spec.weights and spec.weights.hub else ""
-    file = find_file(location, CONFIG, context.revision)
-    if file is None:
-        raise UsageError(f"Model '{spec.name}': {location} has no {CONFIG}, or can't be reached.")
-    return file.parent, random_weights(context.seed, file.read_text(encoding="utf-8"))
-
-
 class AnyBackbone(NetworkEncoder):
     """Patch tokens of every frame: P = T, N in rows, D of the checkpoint.
 
@@ -279,7 +270,11 @@ class AnyBackbone(NetworkEncoder):
         import transformers
 
         if context.weights == RANDOM:
-            folder, found = find_configuration(spec, context)
+            location = spec.name.removeprefix(PREFIX)
+            file = find_file(location, CONFIG, context.revision)
+            if file is None:
+                raise UsageError(f"Model '{spec.name}': {location} has no {CONFIG}, or can't be reached.")
+            folder, found = file.parent, random_weights(context.seed, file.read_text(encoding="utf-8"))
         else:
             found = find_weights(spec, context)
             folder = found.folder

@@ -15,9 +15,9 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lary.files import digest
+from lary.files import digest, reason_of
 from lary.models.spec import ModelContext, ModelSpec
-from lary.models.tensors import Tensors, first_names, reason_of
+from lary.models.tensors import Tensors, first_names
 from lary.models.weights import Checkpoint
 from lary.runtime import log
 from lary.types import LaryError, Latents, WeightsIdentity

@@ -9,11 +9,10 @@ from types import FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from lary.configs import Precision
-from lary.files import file_digest
+from lary.files import file_digest, reason_of
 from lary.models.networks import NetworkEncoder
 from lary.models.preprocess import prepare
 from lary.models.spec import MODELS, ModelContext, ModelSpec, locate_weights, with_latent
-from lary.models.tensors import reason_of
 from lary.runtime import pick_devices
 from lary.settings import Settings, load_settings
 from lary.types import (

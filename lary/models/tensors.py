@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from lary.files import reason_of
 from lary.models.spec import builtin_tables, with_tuples
 from lary.types import LaryError
 
@@ -62,14 +63,6 @@ class Layout:
 def weight_layout(name: str) -> Layout:
     """A layout of ``records.json`` by its name."""
     return Layout(**with_tuples(builtin_tables()["layouts"][name]))
-
-
-def reason_of(error: Exception) -> str:
-    """The first line of a library's message, and the next where that is a heading."""
-    first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    if first.endswith(":") and rest:
-        first = f"{first} {rest[0]}"
-    return first.rstrip(".:")
 
 
 def first_names(keys: Iterable[str]) -> str:

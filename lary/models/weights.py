@@ -6,14 +6,15 @@ random.
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lary.files import digest, file_digest, inside, read_json
+from lary.files import digest, file_digest, inside, read_json, reason_of
 from lary.models.spec import ModelContext, ModelSpec, remedy
-from lary.models.tensors import CONFIG, Layout, first_names, reason_of
+from lary.models.tensors import CONFIG, Layout, first_names
 from lary.runtime import in_threads, log
 from lary.types import RANDOM, JsonDict, LaryError, UsageError, WeightsIdentity, as_path
 
@@ -93,7 +94,9 @@ def find_weights(spec: ModelSpec, context: ModelContext, layout: Layout = TRANSF
         content = read_json(beside, "model configuration")
         config = content if isinstance(content, dict) and content.get(layout.kind[0]) == layout.kind[1] else None
     described = config is not None or (not layout.files and beside.is_file())
-    return Checkpoint(files, config, WeightsIdentity(digest_of([beside, *files] if described else files), revision))
+    named = [beside, *files] if described else files
+    parts = chain.from_iterable(in_threads(lambda file: (file.name, file_digest(file, 64)), named, 4))
+    return Checkpoint(files, config, WeightsIdentity(digest(*parts), revision))
 
 
 def _missing(spec: ModelSpec, layout: Layout, reason: str) -> UsageError:
@@ -156,11 +159,6 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     raise UsageError(f"{folder} holds no weights: expected {TRANSFORMERS.expected}.")
 
 
-def digest_of(files: Sequence[Path]) -> str:
-    """A digest of the names and contents of files."""
-    return digest(*chain.from_iterable(in_threads(lambda file: (file.name, file_digest(file, 64)), files, 4)))
-
-
 class HubRefusal(LaryError):
     """The reason why the hub gives no files, as the rest of a sentence.
 
@@ -183,7 +181,8 @@ def hub_folder(repository: str, revision: str | None, layout: Layout) -> Path:
 
     cached, complete = None, False
     try:
-        cached = _cached(repository, revision)
+        with suppress(errors.LocalEntryNotFoundError):  # of an earlier download
+            cached = Path(huggingface_hub.snapshot_download(repository, revision=revision, local_files_only=True))
         complete = cached is not None and _is_complete(cached, layout)
         if cached is not None and complete and COMMIT.fullmatch(revision or ""):
             return cached
@@ -201,17 +200,6 @@ def hub_folder(repository: str, revision: str | None, layout: Layout) -> Path:
             return cached
         raise HubRefusal(_refusal(error, repository, revision), denied or cached is not None) from error
     raise HubRefusal(f"holds no {layout.expected}")
-
-
-def _cached(repository: str, revision: str | None) -> Path | None:
-    """The folder of an earlier download, or None."""
-    import huggingface_hub
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(huggingface_hub.snapshot_download(repository, revision=revision, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
 
 
 def _is_complete(folder: Path, layout: Layout) -> bool:

@@ -13,6 +13,8 @@ from pydantic import BaseModel, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lary.nets.lam import Gated
+
 FEATURES = 768
 """Width of the DINOv2 ViT-B features that UniVLA takes, whatever `model_dim` is."""
 CODES = 4
@@ -66,6 +68,12 @@ def among_frames(attention: nn.Module, x: Tensor) -> Tensor:
     x = x.transpose(1, 2)
     mixed: Tensor = attention(x.flatten(0, 1), causal=True)
     return mixed.unflatten(0, x.shape[:2]).transpose(1, 2)
+
+
+def gelu_mlp(dim: int, hidden: int, approximate: str = "none") -> nn.Sequential:
+    """Linear, GELU, Linear."""
+    first, second = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+    return nn.Sequential(OrderedDict(fc1=first, act=nn.GELU(approximate), fc2=second))
 
 
 def sinusoid(count: int, dim: int) -> Tensor:
@@ -237,11 +245,9 @@ class VillaBlock(nn.Module):
     def __init__(self, config: VillaConfig) -> None:
         super().__init__()
         dim = config.encoder_embed_dim
-        hidden = int(dim * config.mlp_ratio)
         self.scale_shift_table = nn.Parameter(torch.zeros(6, dim))
         self.attn = SelfAttention(dim, config.encoder_n_heads, config.st_use_qk_norm)
-        gelu = nn.GELU(approximate="tanh")
-        self.mlp = nn.Sequential(OrderedDict(fc1=nn.Linear(dim, hidden), gelu=gelu, fc2=nn.Linear(hidden, dim)))
+        self.mlp = gelu_mlp(dim, int(dim * config.mlp_ratio), "tanh")
         self.attn_temp = SelfAttention(dim, config.encoder_n_heads, config.st_use_qk_norm)
 
     def forward(self, x: Tensor, time: Tensor | None) -> Tensor:
@@ -264,7 +270,8 @@ class QueryAttention(nn.Module):
         self.kv = nn.Linear(dim, 2 * dim)
 
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
-        return attend_heads(*self._heads(queries, tokens))
+        q, k, v = self._heads(queries, tokens)
+        return attend_heads(q, k, v)
 
     def weights(self, queries: Tensor, tokens: Tensor) -> Tensor:
         """Softmax weights (B, heads, M, N) of the queries on the tokens."""
@@ -286,18 +293,6 @@ class CrossAttention(QueryAttention):
         return self.proj(super().forward(queries, tokens))
 
 
-class GatedUnit(nn.Module):
-    """One half of a projection times SiLU of the other half."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.project = nn.Linear(dim, 2 * hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.project(x).chunk(2, dim=-1)
-        return value * F.silu(gate)
-
-
 class AttentionPool(nn.Module):
     """Pooling of a transition's patches by learned queries, with post-norms."""
 
@@ -309,7 +304,8 @@ class AttentionPool(nn.Module):
         self.attn_norm = VillaRMSNorm(dim)
         self.attn = CrossAttention(dim, config.map_heads)
         self.mlp_norm = VillaRMSNorm(dim)
-        self.mlp = nn.Sequential(GatedUnit(dim, hidden), nn.Linear(hidden, dim))
+        gated = OrderedDict(project=nn.Linear(dim, 2 * hidden), gate=Gated(nn.SiLU()))
+        self.mlp = nn.Sequential(nn.Sequential(gated), nn.Linear(hidden, dim))
         self.final_proj = nn.Sequential(nn.Linear(dim, config.action_latent_dim))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ self-attention, one learned query that attends to all S tokens, a linear layer.
 """
 
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,19 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lary.arrays import Floats, Ints
-from lary.nets.spacetime import QueryAttention, SelfAttention
+from lary.files import reason_of
+from lary.nets.spacetime import QueryAttention, SelfAttention, gelu_mlp
 from lary.probes.sources import standardised
 from lary.types import JsonDict, LaryError, LatentSource
 
 INIT_STD = 0.02
 # Rows of weights per step of a backward pass, which so makes no copy of all.
 ROWS_AT_ONCE = 64
-
-
-def gelu_mlp(dim: int, approximate: str = "none") -> nn.Sequential:
-    """Linear, GELU, Linear, with a hidden layer four times as wide."""
-    first, second = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
-    return nn.Sequential(OrderedDict(fc1=first, act=nn.GELU(approximate), fc2=second))
 
 
 class SelfBlock(nn.Module):
@@ -41,7 +35,7 @@ class SelfBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim, **norm)
         self.attn = SelfAttention(dim, heads)
         self.norm2 = nn.LayerNorm(dim, **norm)
-        self.mlp = gelu_mlp(dim, gelu)
+        self.mlp = gelu_mlp(dim, 4 * dim, gelu)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
@@ -62,7 +56,7 @@ class _Pooler(nn.Module):
                 "norm1": nn.LayerNorm(dim),
                 "xattn": QueryAttention(dim, heads),
                 "norm2": nn.LayerNorm(dim),
-                "mlp": gelu_mlp(dim),
+                "mlp": gelu_mlp(dim, 4 * dim),
             }
         )
         self.blocks = nn.ModuleList(SelfBlock(dim, heads) for _ in range(depth - 1))
@@ -155,8 +149,7 @@ def load_head(file: Path, classes: int) -> SelectedHead:
         network = AttentiveProbe(weights["projector.0.weight"].shape[1], classes, *sizes)
         network.load_state_dict(weights)
     except Exception as error:  # torch raises many kinds for a file that isn't its own
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise LaryError(f"{file} holds no head that can be used ({reason}): run the probe again.") from error
+        raise LaryError(f"{file} holds no head that can be used ({reason_of(error)}): run the probe again.") from error
     return network.eval(), scaling and (scaling["mean"].numpy(), scaling["std"].numpy())
 
 
