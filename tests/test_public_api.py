@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 import lary
 from lary.compat import moved
@@ -65,14 +64,6 @@ def test_wrong_calls_are_sentences(tmp_path: Path) -> None:
         "lary.extract: limit '3'": {"split": "val", "limit": "3"},
     }.items():
         fails(UsageError, words, lary.extract, model="pixels", dataset="calvin", lary_root=tmp_path, **options)
-
-
-def test_a_loaded_model_is_a_module_whose_gradients_flow() -> None:
-    encoder = lary.load_model("pixels", device="cpu")
-    assert isinstance(encoder.module, torch.nn.Module)
-    clips = torch.rand(1, 2, 3, 32, 32, requires_grad=True)
-    encoder.encode(clips).tokens.sum().backward()
-    assert clips.grad is not None
 
 
 @pytest.mark.parametrize("old", moved())

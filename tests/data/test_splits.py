@@ -5,10 +5,9 @@ from pathlib import Path
 
 from lary.data.spec import DATASETS, Draw, Split
 from lary.data.splits import find_table, validates
-from lary.data.tables import read_table
 from lary.types import UsageError
 from tests.data.arm import PAIR
-from tests.helpers import FIXTURES, fails, printed, rows_of
+from tests.helpers import fails, printed, rows_of
 from tests.tree import write_table
 
 
@@ -24,19 +23,6 @@ def test_tables_are_found_by_both_names(tmp_path: Path) -> None:
     for name, spec in (("two_val.csv", PAIR), ("two_metadata_val.csv", PAIR), ("mine.csv", own)):
         (folder / name).touch()
         assert find_table(spec, "val", tmp_path) == folder / name
-
-
-def test_draw_depends_on_names_alone(tmp_path: Path) -> None:
-    spec, found = DATASETS.get("vlabench_30"), []
-    for split in ("train", "val"):
-        name = f"vlabench_30_metadata_{split}.csv"
-        write_table(tmp_path / "data" / name, rows_of(FIXTURES / "metadata" / name))
-    for part in ("train", "val"):
-        path = find_table(spec, f"{part}_by_episode", tmp_path)
-        groups = read_table(spec, f"{part}_by_episode", path=path, data_dir=tmp_path).groups()
-        found += [(part == "val", validates(group, 0.25)) for group in groups]
-    assert (len(found), set(found)) == (40, {(False, False), (True, True)})
-    assert abs(sum(validates(f"ep_{number}", 0.25) for number in range(4000)) - 1000) < 100
 
 
 def test_groups_of_a_column_stay_together(tmp_path: Path) -> None:

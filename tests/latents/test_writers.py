@@ -8,16 +8,10 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import settings as limits
-from hypothesis import strategies as st
-from safetensors.numpy import load_file
 
 from lary.data.tables import SampleTable
 from lary.files import WriteError
-from lary.latents.sources import ShardSource, Stamp, read_shard
-from lary.latents.store import StoreIdentity
+from lary.latents.sources import Stamp
 from lary.latents.writers import ShardStore, write_latents
 from lary.types import LaryError, MediaError
 from tests.helpers import contents, fails
@@ -99,40 +93,6 @@ def test_rows_that_do_not_fit_are_refused(tmp_path: Path, change: dict[str, Any]
     with shards_in(tmp_path).writer(0) as write:
         write(0, "sample-0", tokens[0], None)
         fails(LaryError, message, write, *row.values())
-
-
-@given(
-    rows=st.lists(st.integers(0, 11), max_size=12, unique=True),
-    shape=st.sampled_from([(1, 1), (2, 3), (2, 1, 5), (1, 2, 3, 2)]),
-    dtype=st.sampled_from(["float32", "float16", "bfloat16"]),
-    coded=st.booleans(),
-    seed=st.integers(0, 99),
-)
-@limits(max_examples=60, deadline=None)
-def test_any_rows_come_back(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[int], shape: tuple[int, ...], dtype: Any, coded: bool,
-    seed: int,
-) -> None:  # fmt: skip
-    folder = tmp_path_factory.mktemp("any")
-    tokens, held = draw(12, shape, seed), sorted(rows)
-    codes = np.random.default_rng(seed).integers(0, 99, (12, *shape[:-1])) if coded else None
-    store = ShardStore(folder, StoreIdentity(**(vars(IDENTITY) | {"dtype": dtype})), 12)
-    with store.writer(0) as write:
-        for row in rows:
-            write(row, f"{row:04d}", tokens[row], None if codes is None else codes[row])
-    if not rows:
-        return
-    header = read_shard(folder / "shard_00000.safetensors")
-    assert (header.rows.tolist(), header.samples) == (held, tuple(f"{row:04d}" for row in held))
-    expected = torch.from_numpy(tokens[held]).to(getattr(torch, dtype)).float().numpy()
-    order = np.random.default_rng(seed).permutation(len(rows))
-    source = ShardSource([header], np.zeros(len(rows), np.int64), np.arange(len(rows)))
-    np.testing.assert_array_equal(source.read(order), expected[order])
-    assert [code is not None for code in source.codes(order.tolist())] == [coded] * len(rows)
-    if dtype != "bfloat16":  # numpy has no such numbers
-        loaded = load_file(header.path)
-        assert set(loaded) == ({"tokens", "codes"} if coded else {"tokens"})
-        np.testing.assert_array_equal(loaded["tokens"], expected)
 
 
 @pytest.mark.parametrize("call", ["pwrite", "fsync", "ftruncate"])

@@ -6,19 +6,14 @@ import torch
 
 from lary.models.baselines import PLACE
 from lary.models.preprocess import prepare
-from lary.models.running import LoadedEncoder, build
-from lary.models.spec import MODELS, ModelContext
-from lary.types import WeightsIdentity
-
-
-def make(name: str, seed: int = 0) -> LoadedEncoder:
-    return build(MODELS.get(name), ModelContext("cpu", "corrected", seed=seed))
+from lary.models.spec import MODELS
+from tests.models.test_running import drawn
 
 
 def test_frame_difference_sees_change_alone() -> None:
     clips = torch.rand(1, 1, 3, 64, 64).repeat(1, 3, 1, 1, 1)
     clips[:, 2, 0, :8, 8:16] -= 0.5  # red of cell 1
-    tokens = make("frame-difference").encode(clips).tokens[..., :-PLACE].reshape(2, 64, 4, 16)
+    tokens = drawn("frame-difference").encode(clips).tokens[..., :-PLACE].reshape(2, 64, 4, 16)
     assert (tokens[0] == 0).all()
     torch.testing.assert_close(tokens[1, 1], torch.tensor([-0.5, 0, 0, 0.5 / 3])[:, None].expand(4, 16))
     assert (tokens[1, [0, *range(2, 64)]] == 0).all()
@@ -29,18 +24,6 @@ def test_optical_flow_finds_a_shift() -> None:
     image = cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 3), None, 0, 255, cv2.NORM_MINMAX)
     clip = np.stack([image, np.roll(image, 3, axis=1), np.roll(image, (-2, 3), axis=(0, 1))])
     clips = torch.from_numpy(prepare(clip, MODELS.get("optical-flow").preprocess))[None]
-    inner = make("optical-flow").encode(clips).tokens[0].reshape(2, 8, 8, -1)[:, 2:-2, 2:-2, :4]
+    inner = drawn("optical-flow").encode(clips).tokens[0].reshape(2, 8, 8, -1)[:, 2:-2, 2:-2, :4]
     torch.testing.assert_close(inner[0].mean(dim=(0, 1)), torch.tensor([3.0, 0, 0, 0]), rtol=0, atol=0.25)
     torch.testing.assert_close(inner[1].mean(dim=(0, 1)), torch.tensor([0, -2.0, 0, 0]), rtol=0, atol=0.25)
-
-
-def test_random_vit_follows_the_seed_alone() -> None:
-    clips = torch.rand(3, 2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    state = torch.get_rng_state()
-    first = make("random-vit", seed=3)
-    assert torch.equal(torch.get_rng_state(), state), "the caller's generator was used"
-    torch.manual_seed(2)
-    again, other = make("random-vit", seed=3), make("random-vit", seed=4)
-    assert first.identity == WeightsIdentity(random=True)
-    assert torch.equal(first.encode(clips).tokens, again.encode(clips).tokens)
-    assert not torch.allclose(first.encode(clips).tokens, other.encode(clips).tokens, atol=0.01)

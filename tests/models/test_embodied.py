@@ -20,14 +20,8 @@ UNIVLA, VILLA = load_case("univla_small", OWN), load_case("villa-x_small", OWN)
 CLIPS = torch.randn(2, 2, 3, 56, 56, generator=torch.Generator().manual_seed(0))
 
 
-def test_univla_sees_both_frames_and_refuses_what_it_cannot_encode(tmp_path: Path) -> None:
+def test_univla_refuses_what_it_cannot_encode(tmp_path: Path) -> None:
     encoder = load_univla(UNIVLA, tmp_path)
-    for frame in range(2):
-        other = CLIPS.clone()
-        other[:, frame] = CLIPS[:, frame].flip(-1) * 3
-        author, network = encoder.author, encoder.author.network
-        latents = [network.latent(network.encode(author.features(pair))) for pair in (CLIPS, other)]
-        assert not torch.allclose(*latents, atol=1e-3)
     for wrong, named in ((CLIPS[..., :30, :30], "multiples of 14"), (CLIPS[:, :1], "at least 2 frames")):
         fails(LaryError, named, encoder.encode, wrong)
 

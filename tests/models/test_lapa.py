@@ -92,17 +92,12 @@ def test_any_ablation_has_a_record_made_from_its_name(weights: Path) -> None:
     fails(LaryError, "at least 2 frames", load(weights).encode, CLIPS[:, :1])
 
 
-def test_files_folders_and_misfits(weights: Path, tmp_path: Path) -> None:
+def test_files_and_folders_give_the_same(weights: Path, tmp_path: Path) -> None:
     tensors, tokens = own_weights(tiny()), load(weights).encode(CLIPS).tokens
     decoder = {"dec_spatial_transformer.norm_out.gamma": torch.ones(2)}  # may be there, in whole or in part
     save_file({key: value.contiguous() for key, value in (tensors | decoder).items()}, tmp_path / "own.safetensors")
     for place in (weights.parent, tmp_path / "own.safetensors"):
         assert torch.equal(load(place).encode(CLIPS).tokens, tokens)
-    tensors |= {"vq.codebooks": torch.zeros(9, 8), "extra": torch.zeros(1)}
-    del tensors["vq.project_in.bias"]
-    torch.save(tensors, tmp_path / "w.pt")
-    wanted = r"1 missing: vq.project_in.bias; 1 unexpected: extra; 1 misshaped: vq.codebooks \[9, 8\] for \[8, 8\]"
-    fails(LaryError, wanted, load, tmp_path / "w.pt")
     fails(UsageError, r"absent\.pt is neither on this .*Put laq_openx\.pt into MODEL_DIR", load, tmp_path / "absent.pt")
 
 

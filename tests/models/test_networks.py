@@ -23,10 +23,10 @@ def run(spec: ModelSpec, seed: int = 0) -> tuple[LoadedEncoder, Latents]:
     return encoder, encoder.encode(torch.randn(1, 2, 3, size, size, generator=torch.Generator().manual_seed(0)))
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", [*PUBLISHED, "random-vit"])
 def test_seed_decides_about_the_tokens(name: str) -> None:
     assert len(PUBLISHED) == 13
-    spec = tiny_record(name)
+    spec = tiny_record(name) if name in PUBLISHED else MODELS.get(name)
     state = torch.get_rng_state()
     (first, latents), (_, again), (other, others) = run(spec), run(spec), run(spec, seed=1)
     assert torch.equal(torch.get_rng_state(), state), "the caller's random numbers were touched"
@@ -34,7 +34,10 @@ def test_seed_decides_about_the_tokens(name: str) -> None:
     assert latents.tokens.isfinite().all()
     assert latents.tokens.std() > 0.01
     assert not torch.equal(latents.tokens, others.tokens)
-    assert first.identity == WeightsIdentity("random weights, seed 0", None, True) != other.identity
+    if name == "random-vit":  # the seed is part of what latents are
+        assert first.identity == other.identity == WeightsIdentity(random=True)
+    else:
+        assert first.identity == WeightsIdentity("random weights, seed 0", None, True) != other.identity
 
 
 def test_a_tensor_depends_on_its_name_alone_and_buffers_are_computed() -> None:

@@ -47,7 +47,7 @@ def test_files_folders_and_pipelines_give_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "unused"), [("wan2-2", "decoder."), ("flux2", "decoder."), ("vjepa2", "predictor.")])
-def test_unused_parts_and_half_precision(name: str, unused: str, tmp_path: Path) -> None:
+def test_unused_parts_change_nothing(name: str, unused: str, tmp_path: Path) -> None:
     file = weight_file(save_tiny_network(tmp_path, name))
     expected, tensors = make(name, tmp_path).encode(CLIPS).tokens, load_file(file)
     kept = {key: value for key, value in tensors.items() if not key.startswith(unused)}
@@ -56,8 +56,6 @@ def test_unused_parts_and_half_precision(name: str, unused: str, tmp_path: Path)
     encoder = make(name, tmp_path)
     assert torch.equal(encoder.encode(CLIPS).tokens, expected)
     assert not any(f".{unused}" in f".{key}" for key in encoder.module.state_dict())
-    save_file({key: value.bfloat16() if value.is_floating_point() else value for key, value in kept.items()}, file)
-    assert make(name, tmp_path).encode(CLIPS).tokens.dtype == torch.float32
 
 
 def test_released_files_of_another_layout_or_content_are_refused(tmp_path: Path) -> None:
