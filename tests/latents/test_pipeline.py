@@ -17,8 +17,6 @@ def test_normalising_on_a_device_gives_the_same_bits() -> None:
         wanted = normalise(planes, record)
         found = DeviceNormaliser(record, "cpu")(torch.from_numpy(planes)).numpy()
         assert (found.dtype, wanted.tobytes()) == (wanted.dtype, found.tobytes())
-        mean, std = (np.array(values, np.float32)[:, None, None] for values in (record.mean, record.std))
-        assert np.array_equal(wanted, (planes.astype(np.float32) / np.float32(record.scale) - mean) / std)
 
 
 def test_batches_on_an_accelerator_give_what_single_rows_give() -> None:
