@@ -194,6 +194,7 @@ class TrainingOptions(Options):
     splits: str | None = None
     probe_preset: str = "paper"
     seeds: str | None = None
+    folds: int | None = None
     epochs: int | None = None
     overwrite: bool = False
 

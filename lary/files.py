@@ -20,6 +20,8 @@ LARGEST_FAILURES = 1 << 30
 LARGEST_YAML = 1 << 17
 """The most bytes of a file that people write by hand: about a hundred pages."""
 DEEPEST_YAML = 16
+PIECE = 1 << 18
+"""Bytes of each of the 16 pieces by which a large media file is known."""
 LONGEST_PATH, LONGEST_NAME = 4096, 255
 CONTROL = re.compile("[\\x00-\\x1f\\x7f\\ud800-\\udc7f\\udd00-\\udfff]")
 """Characters that no path should have: controls, and lone surrogates.
@@ -307,6 +309,21 @@ def digest(*parts: str | bytes, length: int = 16) -> str:
         data = part.encode() if isinstance(part, str) else part
         state.update(str(len(data)).encode() + b":" + data)
     return state.hexdigest()[:length]
+
+
+def media_facts(path: Path) -> str:
+    """A digest of a file's content, its size and its time of change: 16, 16 and 20 letters.
+
+    Of a file above 4 MiB, the digest is that of 16 pieces at equal distances,
+    the head and the tail among them. Raises OSError, ValueError.
+    """
+    with open_regular(path) as file:
+        about = os.fstat(file.fileno())
+        size, state = about.st_size, hashlib.sha256()
+        for place in range(0, size, max(PIECE, -(-(size - PIECE) // 15))):
+            file.seek(place)
+            state.update(file.read(PIECE))
+    return f"{state.hexdigest()[:16]} {size:016d} {about.st_mtime_ns:020d}"
 
 
 def file_digest(path: Path, length: int = 16, state: Any = None) -> str:

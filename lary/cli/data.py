@@ -14,6 +14,7 @@ from cyclopts import App, Parameter
 
 from lary.configs import Paths, add_help
 from lary.data import configs
+from lary.data.splits import offer_folds
 from lary.types import Failure
 
 if TYPE_CHECKING:
@@ -181,6 +182,8 @@ def show_import(report: ImportReport, name: str, root: Path, what: str = "pairs"
     code = show_failures(report.failures, f"all in {root / 'data' / f'{name}_import_failures.csv'}")
     counts = ", ".join(f"{count} {part}" for part, count in report.rows.items())
     print(f"{name}: {counts} {what}, {len(report.failures)} {of}failed; use it with --plugin {report.plugin}")
+    if offer := offer_folds(report.validating):
+        print(offer)
     return code
 
 

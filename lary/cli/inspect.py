@@ -136,6 +136,15 @@ def compare(*results: Path, role: Literal["seen", "unseen"] = "seen", seed: int 
         write_json(json, {"first": str(found.first.folder), "role": role, "differences": rows})
 
 
+def verify_runs(run: Path, /, *more: Path) -> int:
+    """Recompute the metrics of finished runs from their folders, and check all digests; exit code 1 on a difference."""
+    from lary.results.verify import verify_run
+
+    found = [verify_run(place) for place in (run, *more)]
+    print(*(text for text, _ in found), sep="\n")
+    return int(any(wrong for _, wrong in found))
+
+
 def schema(*, out: Path | None = None) -> None:
     """Print the JSON Schema of result.json."""
     from lary.files import write_text

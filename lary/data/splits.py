@@ -47,6 +47,13 @@ def find_table(spec: DatasetSpec, split: str, root: Path, explicit: Path | None 
     raise UsageError(f"There is no table of {spec.name} {split}: no file {listed}. {hint}.{unexported(root)}")
 
 
+def offer_folds(count: int) -> str:
+    """A sentence that offers cross-validation where fewer than 20 episodes or videos validate; else empty."""
+    few = f"Only {count} episodes or videos validate, which leaves wide intervals or none"
+    offer = "'lary run --folds 5' cross-validates over those of training and validation split together."
+    return f"{few}: {offer}" if 0 < count < 20 else ""
+
+
 def draw_table(spec: DatasetSpec, split: str, root: Path) -> Path:
     """Write the table of a drawn split unless it exists: the rows of its groups, in order.
 

@@ -6,12 +6,13 @@ that nothing of an imported data set is run as code.
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lary.data.normalisation import measure_table
 from lary.data.spec import DATASETS, EPISODE, ActionSpace, DatasetSpec, LabelSpace, Normalisation, Split
-from lary.data.tables import write_csv
+from lary.data.tables import read_table, write_csv
 from lary.files import first_error, read_json, write_bytes, write_failures, write_text
 from lary.importers.episodes import ATOMIC_CLASSES, Cut, PairCut
 from lary.types import Failure, LaryError, UsageError
@@ -30,11 +31,12 @@ register_dataset(load_record(Path(__file__).with_suffix(".json")))
 
 
 class ImportReport(NamedTuple):
-    """What was imported: the plug-in, the number of rows by split, and what failed."""
+    """What was imported: the plug-in, the number of rows by split, what failed, and the episodes that validate."""
 
     plugin: Path
     rows: Mapping[str, int]
     failures: Sequence[Failure]
+    validating: int = 0
 
 
 def check_name(name: str) -> str:
@@ -73,11 +75,15 @@ def save_import(
 
     Each row has its split. Raises LaryError if a wanted split has none; other tables are removed.
     """
-    write_failures(tables / f"{spec.name}_import_failures.csv", failures)
+    listed = tables / f"{spec.name}_import_failures.csv"
+    write_failures(listed, failures)
     found = {split: [cells for name, cells in rows if name == split] for split in wanted}
     for split, part in found.items():
         if not part:
-            reason = failures[0].reason if failures else "it is too short, or nothing in it moves far enough."
+            reason = "it is too short, or nothing in it moves far enough."
+            if failures:
+                names = ", ".join(str(failure.path) for failure in failures[:5])
+                reason = f"{len(failures)} failed, listed in {listed} ({names}). The first: {failures[0].reason}"
             raise LaryError(f"Nothing of the {split} split of {spec.name} could be imported: {reason}")
     for split in spec.splits:
         path = tables / spec.table_name(split)
@@ -88,7 +94,10 @@ def save_import(
     if isinstance(spec.target, ActionSpace) and spec.target.normalisation.stats_file:
         measure_table(spec, tables / spec.table_name("train"), data_dir, workers=4)
     save_record(spec, plugin)
-    return ImportReport(plugin, {split: len(part) for split, part in found.items()}, failures)
+    counts = {split: len(part) for split, part in found.items()}
+    table = partial(read_table, spec, "val", path=tables / spec.table_name("val"), data_dir=data_dir)
+    groups = table().groups() if "val" in found else ()
+    return ImportReport(plugin, counts, failures, len(set(groups)))
 
 
 def save_record(spec: DatasetSpec, plugin: Path) -> None:

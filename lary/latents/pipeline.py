@@ -154,6 +154,7 @@ def encode_units(
                     break
                 with OpenUnit(job.store, number, threads) as unit:
                     for batch, rows in group:
+                        job.store.note_media(number, table.root, batch.media)
                         for index, tokens, codes in rows:
                             if pending:  # the first row shows how large all are
                                 check_space(job.store, tokens, codes, pending)

@@ -20,6 +20,7 @@ import numpy as np
 
 from lary.arrays import Pixels
 from lary.data.frames import read_frames
+from lary.files import media_facts
 from lary.models.preprocess import resize, to_planes
 from lary.models.spec import Preprocess, with_tuples
 from lary.types import Failure, LaryError, Sample
@@ -43,6 +44,7 @@ class Batch:
         clips: (B, T, 3, H, W) uint8 for the largest T; black where nothing
             could be read. `Readers` own the memory and reuse it.
         problems: why rows could not be read.
+        media: `media_facts` of the files of the others.
         slot: index of its memory in the ring.
     """
 
@@ -53,6 +55,7 @@ class Batch:
     paths: Sequence[Sequence[str]]
     clips: Pixels = field(default_factory=lambda: np.empty(0, np.uint8))
     problems: dict[int, str] = field(default_factory=dict)
+    media: dict[str, str] = field(default_factory=dict)
     slot: int = -1
     answers: list[Future[list[Answer | NoAnswer]]] = field(default_factory=list)
 
@@ -69,6 +72,8 @@ class Batch:
             if problem:
                 self.problems[row] = problem
                 self.clips[place] = 0
+            else:
+                self.media |= zip(paths, answer["media"], strict=True)  # type: ignore[index]
 
     def failures(self) -> list[Failure]:
         """The rows that could not be read, each with the file at fault or its first."""
@@ -198,7 +203,7 @@ def reader(descriptor: str) -> Callable[[Question], Answer]:
     memory, known, preprocess = mmap.mmap(-1, 1), None, Preprocess()
 
     def answer(question: Question) -> Answer:
-        """Read one sample; the answer is empty, or has the ``error``."""
+        """Read one sample; the answer has the facts of its ``media``, or the ``error``."""
         nonlocal memory, known, preprocess
         if known != (common := (question["size"], question["preprocess"])):
             memory = mmap.mmap(int(descriptor), question["size"])
@@ -206,11 +211,12 @@ def reader(descriptor: str) -> Callable[[Question], Answer]:
             known = common
         try:
             paths = [Path(path) for path in question["paths"]]
+            media = list(map(media_facts, paths))  # first, so that a change meanwhile is noticed
             found = read_frames(paths, question["index"], preprocess.reader, clamp=preprocess.clamp)
             frames = resize(found, preprocess)
             shape = (len(frames), 3, preprocess.size, preprocess.size)
             to_planes(frames, np.ndarray(shape, np.uint8, memory, question["at"]))
-            return {}
+            return {"media": media}
         except LaryError as error:
             return {"error": str(error)}
         except MemoryError:

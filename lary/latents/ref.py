@@ -25,6 +25,7 @@ from lary.latents.store import (
     FORMAT,
     LATER_FIELDS,
     MANIFEST,
+    MEDIA,
     NONE,
     NPZ,
     SHARD_MARK,
@@ -145,9 +146,6 @@ class PooledSource:
     def codes(self, rows: Collection[int]) -> list[Array | None]:
         return self._source.codes(rows)
 
-    def checksum(self) -> str:
-        return self._source.checksum()
-
     def _pool(self, tokens: Floats) -> Floats:
         import torch
 
@@ -213,7 +211,7 @@ def open_latents(settings: Settings, ref: LatentsRef) -> SplitLatents:
     kept = table.take(rows)
     opened = open_shards if any(SHARD_MARK in entry for entry in entries) else open_files
     whole, stamp, folder = opened(settings, kept, stored, [entries[row] for row in rows])
-    store: JsonDict = {"origin": "made by another program: no identity to check"}
+    store: JsonDict = {"origin": "made by another program: no identity to check", "files": getattr(whole, "files", ())}
     if stamp:
         store = {"origin": "lary extract", "stamp": stamp, **read_manifest(folder)}
         check_origin(store, file, stored)
@@ -354,7 +352,7 @@ def open_store(
         )
         raise UsageError(f"{folder} holds latents of another extraction ({differences}). Pass --overwrite.")
     # A store of ``.npz`` replaces its old files one by one.
-    patterns = [SHARDS, NPZ] if kind == "shards" else [SHARDS]
+    patterns = [SHARDS, MEDIA, NPZ] if kind == "shards" else [SHARDS, MEDIA]
     for file in [file for pattern in patterns for file in folder.glob(pattern)] if found else ():
         file.unlink()
     facts: JsonDict = {"format": FORMAT, "key": identity.key, "identity": asdict(identity), "store": kind}

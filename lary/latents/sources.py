@@ -26,9 +26,9 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from lary.arrays import BROKEN, Array, Floats, Ints, read_npz, tokens_checksum
+from lary.arrays import BROKEN, Array, Floats, Ints, read_npz
 from lary.configs import LatentDtype
-from lary.files import digest, open_regular
+from lary.files import open_regular
 from lary.latents.store import SHARDS, copy_numbers, token_shape
 from lary.runtime import in_threads
 from lary.types import JsonDict, LaryError, MediaError
@@ -126,10 +126,6 @@ class NpzSource:
 
     def take(self, positions: Collection[int]) -> NpzSource:
         return NpzSource([self.files[position] for position in positions])
-
-    def checksum(self) -> str:
-        """A digest over the checksums that the files hold of their tokens. Raises MediaError."""
-        return digest(*in_threads(tokens_checksum, self.files, THREADS, batch=64))
 
     def codes(self, rows: Collection[int]) -> list[Array | None]:
         found = [read_array(self.files[row], "indices") for row in rows]
@@ -387,10 +383,6 @@ class ShardSource:
         if len(memory) <= MOST_KEPT:
             weakref.finalize(found, self._spare.append, memory).atexit = False
         return found.reshape(shape)
-
-    def checksum(self) -> str:
-        """A digest over the checksums of all rows."""
-        return digest(*(header.checksums.tobytes() for header in self.headers))
 
     def codes(self, rows: Collection[int]) -> list[Array | None]:
         return [self._open(int(self._file[row])).row(int(self._position[row]))[1] for row in rows]

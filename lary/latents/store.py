@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
-from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,8 +28,9 @@ import numpy as np
 
 from lary.arrays import Array, Floats
 from lary.configs import LatentDtype
-from lary.files import digest, read_json, remove_torn, write_json, write_text
+from lary.files import digest, media_facts, read_json, remove_torn, write_json, write_text
 from lary.models.spec import MODELS, ModelSpec
+from lary.runtime import in_threads
 from lary.types import JsonDict, LaryError, Latents, MediaError, UsageError
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ MANIFEST = "store.json"
 NPZ, SHARDS = "latent_action_*.npz", "shard_*.safetensors"
 INDEX = "index.parquet"
 """A list of the rows that version 0.1 wrote beside shards."""
+MEDIA = "media*.txt"
+"""The record of media: what units added and, first of all, what a later comparison found."""
 SHARD_MARK = "#"
 """Separates the file of a shard and the row in it, in ``la_path``."""
 NONE = "none"
@@ -148,6 +152,40 @@ class LatentStore:
         frame["la_path"] = self.entries(table, root, failed)
         write_text(path, str(frame.to_csv(index=False, lineterminator="\n")))
 
+    def note_media(self, unit: int, root: Path, media: Mapping[str, str]) -> None:
+        """Record the files that rows of a unit come from, before these are written. Raises OSError."""
+        with (self.folder / f"media_{unit:05d}.txt").open("a", encoding="utf-8") as file:
+            file.writelines(f"\n{facts}\t{os.path.relpath(path, root)}" for path, facts in media.items())
+
+    def check_replaced(self, table: SampleTable, *, overwrite: bool) -> bool:
+        """Whether there is a record of the files that rows come from; none may have been replaced.
+
+        A file is the same with its size and time, or else its content, and where it is gone. Raises UsageError for
+        another one; with `overwrite`, all latents are removed.
+        """
+        known = read_media(self.folder)
+
+        def now(path: str) -> tuple[str, str]:
+            facts = known[path]
+            with suppress(OSError):
+                about = os.stat(f"{table.root}/{path}")
+                if not facts.endswith(f" {about.st_size:016d} {about.st_mtime_ns:020d}"):
+                    facts = media_facts(table.root / path)
+            return path, facts
+
+        found = dict(in_threads(now, list(known), 16, batch=4096))
+        replaced = [path for path in known if found[path][:33] != known[path][:33]]
+        if replaced and not overwrite:
+            raise UsageError(
+                f"{len(replaced)} media files were replaced after their rows were extracted, such as "
+                f"{table.root / replaced[0]}: put the old ones back, or pass --overwrite to extract the split again."
+            )
+        for file in (*self.folder.glob(NPZ), *self.folder.glob(SHARDS)) if replaced else ():
+            file.unlink()
+        if found != known:
+            write_text(self.folder / "media.txt", "".join(f"\n{facts}\t{path}" for path, facts in found.items()))
+        return bool(known)
+
     def finish(self, table: SampleTable) -> None:
         """Update the manifest, and remove what killed writers have left.
 
@@ -171,6 +209,16 @@ def read_manifest(folder: Path) -> JsonDict:
         raise LaryError(f"{file} is no manifest of a latent store.")
     if isinstance(found.get("format"), int) and found["format"] > FORMAT:
         raise LaryError(f"{file} was written by a newer lary (format {found['format']}): update lary.")
+    return found
+
+
+def read_media(folder: Path) -> dict[str, str]:
+    """The `media_facts` of the files that rows of a store come from, by path; the first ones read of each."""
+    found: dict[str, str] = {}
+    for file in sorted(folder.glob(MEDIA)):
+        for line in file.read_text("utf-8", "replace").split("\n")[1:]:  # a torn one names no file
+            facts, _, path = line.partition("\t")
+            found.setdefault(path, facts)
     return found
 
 

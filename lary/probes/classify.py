@@ -1,9 +1,10 @@
 """The classification probe: attentive heads, trained together on clips.
 
-The heads see the same batches; each has its own AdamW. Head and epoch are
-picked on a held-out tenth of the training split (protocol ``corrected``), and
-also as published: the best head of the last epoch on the reported split
-itself. L is the number of classes, H that of heads.
+The heads see the same batches; each has its own AdamW. They train on the whole
+training split. ``corrected`` picks neither head nor epoch: it averages the
+probabilities of all heads after the last epoch. Beside it stands the choice on
+the reported split: the best head of all epochs, or, as published (``paper``),
+of the last one. L is the number of classes, H that of heads.
 """
 
 import math
@@ -20,7 +21,7 @@ from lary.configs import ProbePrecision
 from lary.files import write_text
 from lary.probes import sources
 from lary.probes.nets import AttentiveProbe
-from lary.probes.outcome import ClassificationOutcome, ClassPredictions, SampleColumns
+from lary.probes.outcome import ClassificationOutcome, ClassPredictions, SampleColumns, headline
 from lary.probes.presets import ClassifierSettings, learning_rate, weight_decay
 from lary.probes.training import Session, Training, adamw, save_checkpoint
 from lary.types import JsonDict, LaryError, LatentSource, UsageError
@@ -32,7 +33,7 @@ class ClassifierInputs:
 
     train: LatentSource
     train_targets: Ints
-    train_groups: tuple[str, ...]
+    train_groups: tuple[str, ...]  # as those of a regression; heads need none
     validation: LatentSource
     labels: Ints
     samples: SampleColumns
@@ -47,10 +48,10 @@ def train_classifier(
     Every epoch, counted from 1, writes ``log_r0.csv`` (epoch, train_acc,
     val_acc: per cent, best head) into the session's folder; the last one
     ``latest.pt`` (``classifiers``: state dicts of all heads; ``selected``: the
-    head to report; ``scaling``: mean and std by channel with which latents are
-    standardised, or None). `precision` of None is that of the preset. Raises
-    UsageError for inputs that don't fit together or into memory, or of which
-    nothing can be held out, LaryError if every head diverged.
+    numbers of those to report; ``scaling``: mean and std by channel with which
+    latents are standardised, or None). `precision` of None is that of the
+    preset. Raises UsageError for inputs that don't fit together or into memory,
+    LaryError if every head diverged.
     """
     sources.check_splits((inputs.train, inputs.train_targets), (inputs.validation, inputs.labels))
     present = np.unique(inputs.train_targets)
@@ -70,17 +71,15 @@ class ClassifierTraining(Training):
     """The heads in training; one that gives NaN or infinity can't be picked."""
 
     checkpoint = "latest.pt"
-    by_class = True
+    choice = "the probabilities of all heads are averaged after the last epoch; all training rows are used"
 
     def build(self) -> list[Any]:
         inputs, own = self.inputs, self.settings
         shape = inputs.train.shape
-        # One more than there are heads, for the copy of the best one so far.
-        copies = 1 + len(own.heads)
-        sources.check_memory(self.make_head, copies, own.batch_size, shape, self.device)
+        sources.check_memory(self.make_head, len(own.heads), own.batch_size, shape, self.device)
         self.train, self.validation, self.scaling = inputs.train, inputs.validation, None
         if own.standardise:
-            self.scaling = sources.channel_statistics(inputs.train, self.fit_rows)
+            self.scaling = sources.channel_statistics(inputs.train, self.rows)
             self.train = sources.standardised(inputs.train, *self.scaling)
             self.validation = sources.standardised(inputs.validation, *self.scaling)
         self.at_once = sources.samples_at_once(shape, own.model_dim, own.depth, self.device)
@@ -88,7 +87,7 @@ class ClassifierTraining(Training):
         self.optimizers = [
             adamw(network, head.lr, head.weight_decay) for network, head in zip(self.networks, own.heads, strict=True)
         ]
-        self.chances = sources.class_weights(inputs.train_targets[self.fit_rows])
+        self.chances = sources.class_weights(inputs.train_targets)
         return [*self.networks, *self.optimizers]
 
     def make_head(self) -> AttentiveProbe:
@@ -98,34 +97,24 @@ class ClassifierTraining(Training):
         return AttentiveProbe(inputs.train.shape[-1], len(inputs.classes), *sizes)
 
     def run_epoch(self, epoch: int) -> JsonDict:
-        inputs, held = self.inputs, self.held_rows
+        inputs = self.inputs
         row: JsonDict = {"epoch": epoch, "learning_rate": self.rates(self.step + 1)}
-        drawn = sources.balanced_indices(self.chances, epoch - 1, self.session.seed)
-        self.train_epoch(row, self.fit_rows[drawn])
-        decided = ["validation_loss"]
-        if len(held):
-            self.score(row, "held_out", self.train, inputs.train_targets, held)
-            self.advance(len(held))
-            decided.append("held_out_loss")
-        rows = np.arange(len(inputs.labels))
-        logits = self.score(row, "validation", self.validation, inputs.labels, rows)
-        losses = zip(*(row[name] for name in decided), strict=True)
-        usable = [number for number, own in enumerate(losses) if None not in own]
+        self.train_epoch(row, sources.balanced_indices(self.chances, epoch - 1, self.session.seed))
+        logits = self.score(row, inputs.labels)
+        usable = [number for number, loss in enumerate(row["validation_loss"]) if loss is not None]
         if not usable:
             rates = ", ".join(f"{head.lr:g}" for head in self.settings.heads)
             raise LaryError(
                 f"Every head of the probe diverged by epoch {epoch} (learning rates {rates}): check "
                 "the scale of the latents, or take another --probe-preset."
             )
-        for number in usable if len(held) else ():
-            rank = [row["held_out_accuracy"][number], -row["held_out_loss"][number]]
-            if self.offer("held_out", rank, epoch=epoch, head=number, values=logits[number].clone()):
-                # A copy, which later updates leave alone.
-                state = self.networks[number].state_dict()
-                self.picks["held_out"]["weights"] = {key: value.cpu().clone() for key, value in state.items()}
-        # The published choice: the first of the best heads of the last epoch.
+        if self.corrected and epoch == self.settings.epochs:
+            shares = torch.logsumexp(logits[usable].log_softmax(dim=-1), dim=0) - math.log(len(usable))
+            self.offer("held_out", [], epoch=epoch, head=None, heads=usable, values=shares)
         best = max(usable, key=lambda number: row["validation_accuracy"][number])
-        self.offer("best_on_validation", [epoch], epoch=epoch, head=best, values=logits[best].clone())
+        # The published choice is the first of the best heads of the last epoch.
+        rank = [row["validation_accuracy"][best] if self.corrected else epoch]
+        self.offer("best_on_validation", rank, epoch=epoch, head=best, heads=[best], values=logits[best].clone())
         return row
 
     def train_epoch(self, row: JsonDict, order: Ints) -> None:
@@ -168,8 +157,8 @@ class ClassifierTraining(Training):
         smoothing = self.settings.label_smoothing
         return F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction=reduction)
 
-    def score(self, row: JsonDict, name: str, source: LatentSource, labels: Ints, rows: Ints) -> Tensor:
-        """Logits (H, n, L) of `rows`; adds accuracy and loss by head to `row`.
+    def score(self, row: JsonDict, labels: Ints) -> Tensor:
+        """Logits (H, n, L) on validation; adds accuracy and loss by head to `row`.
 
         Logits that aren't finite count as wrong, and such a loss is None.
         """
@@ -180,11 +169,11 @@ class ClassifierTraining(Training):
             own = [torch.cat([network(part) for part in parts]) for network in self.networks]
             return torch.stack(own, dim=1)
 
-        logits = self.predict(logits_of, source, rows).transpose(0, 1)
-        targets = torch.from_numpy(labels[rows])
+        logits = self.predict(logits_of, self.validation, np.arange(len(labels))).transpose(0, 1)
+        targets = torch.from_numpy(labels)
         right = (logits.argmax(dim=2) == targets) & torch.isfinite(logits).all(dim=2)
-        row[f"{name}_accuracy"] = right.double().mean(dim=1).tolist()
-        row[f"{name}_loss"] = finite_or_none([float(self.loss(own, targets)) for own in logits])
+        row["validation_accuracy"] = right.double().mean(dim=1).tolist()
+        row["validation_loss"] = finite_or_none([float(self.loss(own, targets)) for own in logits])
         return logits
 
     def rates(self, step: int) -> list[float]:
@@ -206,10 +195,8 @@ class ClassifierTraining(Training):
         states = [network.state_dict() for network in self.networks]
         scaling = self.scaling and dict(zip(("mean", "std"), map(torch.from_numpy, self.scaling), strict=True))
         value = {"classifiers": states, "epoch": epoch, "scaling": scaling, "settings": asdict(self.settings)}
-        # Under ``paper`` no weights are kept: the head is of this epoch.
-        chosen = next(iter(self.picks.values()))
-        weights = chosen.get("weights", states[chosen["head"]])
-        value["selected"] = {"head": chosen["head"], "epoch": chosen["epoch"], "weights": weights}
+        chosen = self.picks[headline(self.picks)]
+        value["selected"] = {name: chosen[name] for name in ("head", "epoch", "heads")}
         save_checkpoint(self.folder / self.checkpoint, value)
 
     def outcome(self) -> ClassificationOutcome:
@@ -217,7 +204,7 @@ class ClassifierTraining(Training):
         inputs = self.inputs
         selections: Any = {
             name: ClassPredictions(pick["epoch"], pick["head"], pick["values"].numpy())
-            for name, pick in self.picks.items()
+            for name, pick in sorted(self.picks.items(), reverse=True)  # the reported one first
         }
         counts = np.bincount(inputs.train_targets, minlength=len(inputs.classes))
         majority = np.full(len(inputs.labels), int(np.argmax(counts)), dtype=np.int64)
@@ -249,7 +236,7 @@ class ClassifierTraining(Training):
             if lost:
                 found.append(
                     f"Head {number} (learning rate {head.lr:g}) diverged in epoch {lost[0]}: its "
-                    "outputs were not finite. Its numbers of earlier epochs still count."
+                    "outputs were not finite. It is left out from there on."
                 )
         return tuple(found)
 

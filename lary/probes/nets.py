@@ -134,41 +134,46 @@ class AttentiveProbe(nn.Module):
         pooler.cross_attention_block.mlp.fc2.weight.div_(math.sqrt(2 * max(1, len(pooler.blocks))))
 
 
-SelectedHead = tuple[AttentiveProbe, tuple[Floats, Floats] | None]
-"""The head that a result reports; mean and std (D,) that standardise latents for it."""
+SelectedHeads = tuple[list[AttentiveProbe], tuple[Floats, Floats] | None]
+"""The heads whose mean a result reports; mean and std (D,) that standardise latents for them."""
 
 
-def load_head(file: Path, classes: int) -> SelectedHead:
-    """Load the reported head of a ``latest.pt``. Raises LaryError."""
+def load_heads(file: Path, classes: int) -> SelectedHeads:
+    """Load the reported heads of a ``latest.pt``. Raises LaryError."""
     if not file.is_file():
         raise LaryError(f"{file} does not exist: run the probe again with --overwrite, then it is written.")
     try:
         state: JsonDict = torch.load(file, map_location="cpu", weights_only=True)
-        weights, settings, scaling = state["selected"]["weights"], state["settings"], state["scaling"]
-        sizes = (settings[name] for name in ("model_dim", "num_heads", "depth", "max_temporal_len"))
-        network = AttentiveProbe(weights["projector.0.weight"].shape[1], classes, *sizes)
-        network.load_state_dict(weights)
+        selected, settings, scaling = state["selected"], state["settings"], state["scaling"]
+        sizes = [settings[name] for name in ("model_dim", "num_heads", "depth", "max_temporal_len")]
+        # Version 0.1 keeps the weights of one head.
+        own = [selected["weights"]] if "weights" in selected else [state["classifiers"][at] for at in selected["heads"]]
+        networks = [AttentiveProbe(weights["projector.0.weight"].shape[1], classes, *sizes).eval() for weights in own]
+        for network, weights in zip(networks, own, strict=True):
+            network.load_state_dict(weights)
     except Exception as error:  # torch raises many kinds for a file that isn't its own
         raise LaryError(f"{file} holds no head that can be used ({reason_of(error)}): run the probe again.") from error
-    return network.eval(), scaling and (scaling["mean"].numpy(), scaling["std"].numpy())
+    return networks, scaling and (scaling["mean"].numpy(), scaling["std"].numpy())
 
 
 @torch.no_grad()
-def attend(head: SelectedHead, source: LatentSource, rows: Sequence[int] | Ints) -> tuple[Floats, Floats]:
-    """Scores (B, L) and attention (B, S) of the samples at `rows`, on the CPU.
+def attend(heads: SelectedHeads, source: LatentSource, rows: Sequence[int] | Ints) -> tuple[Floats, Floats]:
+    """Probabilities (B, L) and attention (B, S) of the samples at `rows`, on the CPU.
 
-    Attention is the mean over heads of softmax weights, and sums to 1 over the
-    tokens of all steps, step by step.
+    Both are means over the heads. Attention is also that over the heads of
+    softmax weights, and sums to 1 over the tokens of all steps, step by step.
     """
-    network, scaling = head
+    networks, scaling = heads
     read = standardised(source, *scaling) if scaling else source
     tokens = torch.tensor(read.read(np.asarray(rows)), dtype=torch.float32)
     seen: list[Tensor] = []
-    attention = network.classifier.pooler.cross_attention_block["xattn"]
-    hook = attention.register_forward_pre_hook(lambda own, inputs: seen.append(own.weights(*inputs)))
-    with hook:
-        logits = network(tokens)
-    return logits.numpy(), seen[0].mean(dim=(1, 2)).numpy()
+    found = torch.zeros(())
+    for network in networks:
+        attention = network.classifier.pooler.cross_attention_block["xattn"]
+        hook = attention.register_forward_pre_hook(lambda own, inputs: seen.append(own.weights(*inputs)))
+        with hook:
+            found = found + network(tokens).softmax(dim=-1)
+    return (found / len(networks)).numpy(), torch.stack(seen).mean(dim=(0, 2, 3)).numpy()
 
 
 class _NormedLinear(torch.autograd.Function):

@@ -1,10 +1,10 @@
 """Outcome of a probe: predictions per validation sample, and their metrics.
 
-An outcome has two selections: ``held_out`` (head and epoch picked on a
-held-out tenth of the training split, never on what is reported) and
-``best_on_validation`` (picked on the reported split itself, as the published
-code does). The first is missing under the ``paper`` protocol, which trains on
-the whole training split.
+An outcome has two selections: ``held_out`` (the average of the last epochs or of
+the heads, or for a ridge the penalty by cross-validation: it reads nothing of
+what is reported) and ``best_on_validation`` (picked on the reported split
+itself). The first is missing under the ``paper`` protocol, which publishes the
+second.
 
 Splits have n samples, L classes, and chunks of K steps and A dimensions.
 Shares are in [0, 1]; errors of actions are normalised, not in physical units.
@@ -12,7 +12,7 @@ Shares are in [0, 1]; errors of actions are normalised, not in physical units.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,6 +20,11 @@ from lary.arrays import Doubles, Floats, Ints
 from lary.types import JsonDict
 
 SelectionName = Literal["held_out", "best_on_validation"]
+
+
+def headline(selections: Mapping[SelectionName, Any]) -> SelectionName:
+    """The selection to report first: the one that reads nothing of the reported split, where there is one."""
+    return "held_out" if "held_out" in selections else "best_on_validation"
 
 
 EPSILON = 1e-9
@@ -38,10 +43,10 @@ class SampleColumns:
 
 @dataclass(frozen=True)
 class ClassPredictions:
-    """Scores (n, L) float32 of a selected head (from 0) and epoch (from 1)."""
+    """Scores (n, L) float32 of an epoch (from 1) and a head (from 0), or the mean of all (None)."""
 
     epoch: int
-    head: int
+    head: int | None
     logits: Floats
 
 

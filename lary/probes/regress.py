@@ -1,8 +1,10 @@
 """The regression probes MLP, DiT and ridge: from latents to action chunks.
 
-The epoch, or the ridge's penalty, is picked on a held-out tenth of the
-training split (protocol ``corrected``), and also as published: by the error on
-the reported split. Samples have F values of tokens, chunks of (K, A).
+They train on the whole training split. ``corrected`` picks no epoch: it
+averages the weights over the last quarter of the epochs; the ridge's penalty
+is picked by cross-validation within the training split. Beside it stands the
+published choice, by the error on the reported split. Samples have F values of
+tokens, chunks of (K, A).
 """
 
 import math
@@ -14,12 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from lary.arrays import Floats, Ints
 from lary.probes import outcome as metrics
 from lary.probes.dit import ActionExpertDiT
 from lary.probes.nets import ActionExpertMLP
-from lary.probes.outcome import ActionPredictions, RegressionOutcome, SampleColumns, SplitOutcome
+from lary.probes.outcome import ActionPredictions, RegressionOutcome, SampleColumns, SelectionName, SplitOutcome
 from lary.probes.presets import ActionSettings, DitSettings, RidgeSettings
 from lary.probes.sources import check_memory, check_splits, in_chunks
 from lary.probes.training import Session, Training, adamw, save_checkpoint
@@ -28,6 +31,8 @@ from lary.types import JsonDict, LaryError, LatentSource, UsageError
 
 SEEN = "seen"  # the role of the split that the published code picks its epoch on
 
+AVERAGED = 4  # of so many epochs at the end, one's weights are averaged
+FOLDS = 5  # of the training split, by group, that choose the ridge's penalty
 RIDGE_SHARE = 0.6  # of this machine's memory, for the features of the ridge and their Gram matrix
 
 
@@ -59,10 +64,10 @@ def train_regressor(inputs: RegressorInputs, settings: ActionSettings, session: 
 
     Epochs count from 1; for the ridge an epoch is the number of a penalty. In
     the session's folder ``best_model.pth`` holds the weights of the reported
-    epoch: the state dict of the network, or ``coef`` (F, K * A), ``intercept``
-    (K * A), ``mean`` and ``std`` (F) of the ridge. Raises UsageError for
-    inputs that don't fit together or into memory, or of which nothing can be
-    held out, LaryError on divergence.
+    selection: the state dict of the network, or ``coef`` (F, K * A),
+    ``intercept`` (K * A), ``mean`` and ``std`` (F) of the ridge. Raises
+    UsageError for inputs that don't fit together or into memory, or a ridge
+    without two groups, LaryError on divergence.
     """
     evaluated = [(split.latents, split.targets) for split in inputs.evaluated.values()]
     check_splits((inputs.train, inputs.train_targets), *evaluated)
@@ -88,13 +93,9 @@ class ActionTraining(Training):
         """Chunks (B, K * A) that the latest weights predict from tokens (B, ...)."""
 
     def score(self, row: JsonDict) -> None:
-        """Predict held-out rows and all evaluated splits; adds the errors to `row`."""
-        inputs, held = self.inputs, self.held_rows
+        """Predict all evaluated splits; adds the errors to `row`."""
         self.predicted: dict[str, Tensor] = {}
-        if len(held):
-            found = self.predict(self.decode, inputs.train, held)
-            self.add_errors(row, "held_out", found, inputs.train_targets[held])
-        for role, split in inputs.evaluated.items():
+        for role, split in self.inputs.evaluated.items():
             found = self.predict(self.decode, split.latents, np.arange(len(split.latents)))
             self.predicted[role] = self.add_errors(row, role, found, split.targets)
 
@@ -106,16 +107,17 @@ class ActionTraining(Training):
         return chunks
 
     def close_epoch(self, epoch: int) -> None:
-        """Offer the epoch to the picks; saves its weights if the reported one does."""
-        row, values = self.history[-1], self.predicted
-        columns = {"held_out": "held_out_mse", "best_on_validation": f"{SEEN}_mse"}
-        # Without held-out rows the published choice is the only one.
-        taken = [
-            self.offer(name, [-row[column]], epoch=epoch, values=values)
-            for name, column in columns.items()
-            if column in row
-        ]
-        if taken[0] and self.folder is not None:
+        """Offer the epoch to the picks."""
+        row = self.history[-1]
+        if "held_out_mse" in row:
+            self.pick("held_out", [-row["held_out_mse"]], epoch, row)
+        self.pick("best_on_validation", [-row[f"{SEEN}_mse"]], epoch, row)
+
+    def pick(self, name: SelectionName, rank: list[float], epoch: int, row: JsonDict) -> None:
+        """Offer the latest predictions to a pick; saves the weights if it is the reported one."""
+        losses = {role: row[f"{role}_loss"] for role in self.predicted}
+        reported = (name == "held_out") == self.corrected
+        if self.offer(name, rank, epoch=epoch, values=self.predicted, losses=losses) and reported and self.folder:
             save_checkpoint(self.folder / self.checkpoint, self.weights())
 
     def outcome(self) -> RegressionOutcome:
@@ -125,9 +127,9 @@ class ActionTraining(Training):
         for role, split in inputs.evaluated.items():
             selections: Any = {}
             losses: Any = {}
-            for name, pick in self.picks.items():
+            for name, pick in sorted(self.picks.items(), reverse=True):  # the reported one first
                 selections[name] = ActionPredictions(pick["epoch"], pick["values"][role].numpy())
-                losses[name] = self.history[pick["epoch"] - 1][f"{role}_loss"]
+                losses[name] = pick["losses"][role]
             controls = {"mean_action": np.broadcast_to(mean_action, split.targets.shape).copy()}
             own = split.samples, split.targets, split.mean, split.std
             splits[role] = SplitOutcome(*own, selections, controls, losses)
@@ -138,7 +140,7 @@ class ActionTraining(Training):
                 f"published; {beyond:.1f} % of the targets on the seen split lie beyond."
             )
         # The end of the range may not be the best there is.
-        if isinstance(self.settings, RidgeSettings) and next(iter(self.picks.values()))["epoch"] == 1:
+        if isinstance(self.settings, RidgeSettings) and self.picks[metrics.headline(self.picks)]["epoch"] == 1:
             warnings.append(f"The smallest penalty of {len(self.history)} was picked: a smaller one might do better.")
         stated = self.stated()
         return RegressionOutcome(inputs.dims, inputs.groups, splits, self.history, stated, tuple(warnings))
@@ -146,6 +148,8 @@ class ActionTraining(Training):
 
 class RegressorTraining(ActionTraining):
     """An MLP or a DiT in training."""
+
+    choice = "the weights are averaged over the last quarter of the epochs; all training rows are used"
 
     def build(self) -> list[Any]:
         own, shape = self.settings, self.inputs.train.shape
@@ -155,8 +159,9 @@ class RegressorTraining(ActionTraining):
         # A resumed training draws the orders of its completed epochs again.
         self.order = np.random.default_rng(self.session.seed)
         for _ in self.history:
-            self.order.permutation(self.fit_rows)
-        return [self.network, self.optimizer]
+            self.order.permutation(self.rows)
+        self.average = AveragedModel(self.network)
+        return [self.network, self.optimizer, self.average]
 
     def make(self) -> ActionExpertMLP | ActionExpertDiT:
         """Make the network for the shapes of tokens and targets."""
@@ -175,12 +180,24 @@ class RegressorTraining(ActionTraining):
 
     def run_epoch(self, epoch: int) -> JsonDict:
         row: JsonDict = {"epoch": epoch, "learning_rate": self.rate(self.step)}
-        row["train_loss"] = self.train_epoch(self.order.permutation(self.fit_rows))
+        row["train_loss"] = self.train_epoch(self.order.permutation(self.rows))
         self.network.eval()
         self.score(row)
-        self.advance(len(self.held_rows))
         self.check_finite(row.values(), "its predictions are not finite")
         return row
+
+    def close_epoch(self, epoch: int) -> None:
+        """As of all; ``corrected`` reports the average of the last epochs."""
+        super().close_epoch(epoch)
+        last = self.settings.epochs
+        if not self.corrected or epoch <= last - max(1, last // AVERAGED):
+            return
+        self.average.update_parameters(self.network)
+        if epoch == last:
+            self.network.load_state_dict(self.average.module.state_dict())
+            row: JsonDict = {}
+            self.score(row)
+            self.pick("held_out", [], epoch, row)
 
     def train_epoch(self, order: Ints) -> float:
         """Train on `order`; returns the mean loss of batches. Raises LaryError."""
@@ -225,17 +242,28 @@ class RidgeTraining(ActionTraining):
     hardly changes in training could become huge on other splits.
     """
 
+    choice = f"the penalty has the least error in {FOLDS} folds of the training groups, and is fitted on all rows"
+
     def build(self) -> list[Any]:
-        rows, shape = self.fit_rows, self.inputs.train.shape
+        from sklearn.model_selection import GroupKFold
+
+        rows, shape = self.rows, self.inputs.train.shape
         size, present = math.prod(shape), memory_bytes()
-        # In float64: features and a copy, the Gram matrix and its factor.
-        needed = 8 * (2 * len(rows) * size + 2 * min(len(rows), size) ** 2)
+        # In float64: features and two copies, the Gram matrix and its factor.
+        needed = 8 * (3 * len(rows) * size + 2 * min(len(rows), size) ** 2)
         if needed > RIDGE_SHARE * present:
             raise UsageError(
                 f"The ridge probe needs {needed / 1e9:.1f} GB for {len(rows)} samples of {size} "
                 f"values, this machine has {present / 1e9:.1f} GB: pass --pool or --project, or "
                 "use --model-type mlp."
             )
+        groups = len(set(self.inputs.train_groups))
+        if self.corrected and groups < 2:
+            raise UsageError(
+                f"The {len(rows)} training samples are of one episode or video, so no penalty can be chosen by "
+                "cross-validation: give more data, or use the protocol 'paper'."
+            )
+        self.folds = GroupKFold(min(FOLDS, max(2, groups)), shuffle=True, random_state=self.session.seed)
         features = np.concatenate(list(in_chunks(self.inputs.train, rows)))
         features = features.reshape(len(rows), -1).astype(np.float64)
         mean = features.mean(axis=0)
@@ -257,15 +285,20 @@ class RidgeTraining(ActionTraining):
 
     def run_epoch(self, epoch: int) -> JsonDict:
         from sklearn.linear_model import Ridge
+        from sklearn.model_selection import cross_val_predict
 
-        shrinkage = self.settings.shrinkages[epoch - 1]
-        targets = self.inputs.train_targets[self.fit_rows]
+        shrinkage, inputs = self.settings.shrinkages[epoch - 1], self.inputs
+        row: JsonDict = {"epoch": epoch, "shrinkage": shrinkage}
+        targets = inputs.train_targets
+        wanted = targets.reshape(len(targets), -1)
         # The mean eigenvalue: the trace is n * F, the rank min(n, F).
         model = Ridge(alpha=shrinkage * max(self.features.shape), solver="cholesky")
-        model.fit(self.features, targets.reshape(len(targets), -1))
+        if self.corrected:
+            found = cross_val_predict(model, self.features, wanted, groups=inputs.train_groups, cv=self.folds)
+            self.add_errors(row, "held_out", torch.from_numpy(found.astype(np.float32)), targets)
+        model.fit(self.features, wanted)
         coef, intercept = np.atleast_2d(model.coef_).T, np.atleast_1d(model.intercept_)
         self.linear |= {"coef": coef, "intercept": intercept}
-        row: JsonDict = {"epoch": epoch, "shrinkage": shrinkage}
         fitted = (self.features @ coef + intercept).astype(np.float32)
         self.add_errors(row, "train", torch.from_numpy(fitted), targets)
         self.score(row)

@@ -1,7 +1,7 @@
-"""What a probe trains on: latents, rows drawn or held out, and memory for them."""
+"""What a probe trains on: latents, rows drawn, and memory for them."""
 
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lary.arrays import Array, Doubles, Floats, Ints
 from lary.runtime import memory_bytes
-from lary.types import BenchmarkProtocol, LaryError, LatentSource, UsageError
+from lary.types import LaryError, LatentSource, UsageError
 
 Rows = Sequence[int] | Ints
 Tokens = npt.NDArray[np.floating]
@@ -22,7 +22,6 @@ MEMORY_SHARE = 0.125  # of all memory that the latents of a split may stay in
 CHUNK = 256  # rows that are read at once where a split is read in order
 AHEAD = 2  # batches that are read ahead
 SCALED_BY = 2048  # most rows that the statistics of channels are taken from
-HELD_OUT_SHARE = 0.1
 
 FLOAT = 4  # bytes of a float32
 COPIES = 4  # of the weights: themselves, gradients, and two moments of AdamW
@@ -38,10 +37,12 @@ CUDA_SHARE = 0.2
 
 
 class LatentView:
-    """A `LatentSource` with a function that reads rows (B,) in place of another's."""
+    """A `LatentSource` with a function that reads rows (B,) in place of another's, perhaps another `count`."""
 
-    def __init__(self, source: LatentSource, read: Callable[[Ints], Tokens], dim: int | None = None) -> None:
-        self._count, self._read = len(source), read
+    def __init__(
+        self, source: LatentSource, read: Callable[[Ints], Tokens], dim: int | None = None, count: int | None = None
+    ) -> None:
+        self._count, self._read = len(source) if count is None else count, read
         self.shape = (*source.shape[:-1], dim or source.shape[-1])
 
     def __len__(self) -> int:
@@ -196,61 +197,6 @@ def balanced_indices(weights: Doubles, epoch: int, seed: int = 0) -> Ints:
     """Draw the rows of an epoch (from 0): as many as there are, with replacement."""
     count, generator = len(weights), np.random.default_rng(seed + epoch)
     return generator.choice(count, count, p=weights / weights.sum()).astype(np.int64)
-
-
-def training_rows(
-    protocol: BenchmarkProtocol, groups: Sequence[str], labels: Ints | None = None, *, seed: int
-) -> tuple[Ints, Ints]:
-    """Rows to fit on and rows held out; ``paper`` holds out none.
-
-    About a tenth of the rows, and of each class as far as groups allow, is
-    held out, never a whole class. Groups don't depend on the order of the
-    rows. Raises UsageError if none can be held out.
-    """
-    if protocol == "paper":
-        return np.arange(len(groups), dtype=np.int64), np.empty(0, dtype=np.int64)
-    kinds = np.unique(np.zeros(len(groups)) if labels is None else labels, return_inverse=True)[1]
-    names, members = np.unique(np.asarray(groups, dtype=np.str_), return_inverse=True)
-    contents = [Counter[int]() for _ in names]
-    # Sorted, since the order of a Counter decides how its sums are rounded.
-    for group, kind in sorted(zip(members.tolist(), kinds.tolist(), strict=True)):
-        contents[group][kind] += 1
-    chosen = _choose_groups(contents, np.bincount(kinds).tolist(), seed)
-    if not chosen:
-        raise UsageError(
-            f"The training split has {len(groups)} samples of {len(names)} groups: none "
-            "can be held out without losing a class. Give more data, or use the protocol 'paper'."
-        )
-    held = np.isin(members, chosen)
-    return np.flatnonzero(~held), np.flatnonzero(held)
-
-
-def _choose_groups(contents: Sequence[Counter[int]], totals: Sequence[int], seed: int) -> list[int]:
-    """Choose groups, in random order, that bring counts nearer to their share.
-
-    The distance is the squared deviation from the share, over the total,
-    summed over classes and the whole. If no group helps, the least harmful is
-    taken.
-    """
-    whole, taken, taken_whole = sum(totals), [0] * len(totals), 0
-    chosen: list[int] = []
-    harm: list[tuple[float, int]] = []
-    for group in np.random.default_rng(seed).permutation(len(contents)).tolist():
-        content = contents[group]
-        if any(taken[kind] + count >= totals[kind] for kind, count in content.items()):
-            continue
-        size = content.total()
-        change = size * (size + 2 * taken_whole - 2 * HELD_OUT_SHARE * whole) / whole
-        for kind, count in content.items():
-            change += count * (count + 2 * taken[kind] - 2 * HELD_OUT_SHARE * totals[kind]) / totals[kind]
-        if change < 0:
-            chosen.append(group)
-            taken_whole += size
-            for kind, count in content.items():
-                taken[kind] += count
-        else:
-            harm.append((change, group))
-    return chosen or [group for _, group in sorted(harm)[:1]]
 
 
 # --- memory ---

@@ -27,13 +27,14 @@ from lary import __version__
 from lary.arrays import Ints
 from lary.configs import TrackerName
 from lary.files import atomic_write, digest, remove_torn
-from lary.probes.sources import read_batches, training_rows
+from lary.probes.outcome import SelectionName
+from lary.probes.sources import read_batches
 from lary.runtime import log, setup_logging
 from lary.types import BenchmarkProtocol, JsonDict, LaryError, LatentSource, Progress, UsageError
 
 PROJECT = "lary"  # to which the runs of Weights & Biases and Trackio belong
 STATE_FILE = "training_state.pt"
-STATE_FORMAT = 4
+STATE_FORMAT = 5
 # Share of the time that saving states may take: short epochs are skipped.
 STATE_SHARE = 0.05
 
@@ -169,20 +170,19 @@ class Training(ABC):
     """
 
     checkpoint: ClassVar[str]  # the file with the weights, without which a state is of no use
-    by_class: ClassVar[bool] = False  # whether each class is held out in its share
+    choice: ClassVar[str]  # how ``corrected`` comes to what it reports, for the result
 
     def __init__(self, inputs: Any, settings: Any, session: Session) -> None:
         self.inputs, self.settings, self.session = inputs, settings, session
         self.team, self.device = session.team, session.device
-        labels = inputs.train_targets if self.by_class else None
-        rows = training_rows(session.protocol, inputs.train_groups, labels, seed=session.seed)
-        self.fit_rows, self.held_rows = rows
+        self.rows = np.arange(len(inputs.train), dtype=np.int64)
+        self.corrected = session.protocol == "corrected"
         self.folder = session.folder if self.team.leads else None  # one process alone writes
-        self.per_epoch = math.ceil(len(self.fit_rows) / settings.batch_size)
+        self.per_epoch = math.ceil(len(self.rows) / settings.batch_size)
         self.total, self.step = self.per_epoch * settings.epochs, 0  # updates: all, and so far
         self.history: list[JsonDict] = []
         # By name of the selection: rank, epoch, predictions as tensors.
-        self.picks: dict[str, JsonDict] = {}
+        self.picks: dict[SelectionName, JsonDict] = {}
         deciding = [
             type(self).__name__,
             STATE_FORMAT,
@@ -220,8 +220,7 @@ class Training(ABC):
         if state is not None:
             self.step, self.history, self.picks = state["step"], state["history"], state["picks"]
             if self.session.progress:
-                rows = len(self.fit_rows) + len(self.held_rows)
-                self.session.progress.skip(len(self.history) * rows)
+                self.session.progress.skip(len(self.history) * len(self.rows))
             if len(self.history) == last:  # nothing is left to train
                 return
         built = self.build()
@@ -280,7 +279,7 @@ class Training(ABC):
         self._written = time.monotonic()
         self._cost = self._written - started
 
-    def offer(self, name: str, rank: list[float], **pick: Any) -> bool:
+    def offer(self, name: SelectionName, rank: list[float], **pick: Any) -> bool:
         """Replace a pick if `rank` is strictly larger; returns whether it was."""
         if name in self.picks and rank <= self.picks[name]["rank"]:
             return False
@@ -326,9 +325,9 @@ class Training(ABC):
         """The settings and sizes of the training, for its outcome."""
         names = "preset", "protocol", "seed", "device"
         own = {name: getattr(self.session, name) for name in names}
-        counts = {"fit_samples": len(self.fit_rows), "held_out_samples": len(self.held_rows)}
-        tokens = list(self.inputs.train.shape)
-        return {**asdict(self.settings), **own, **more, **counts, "tokens": tokens}
+        own |= {"choice": self.choice} if self.corrected else {}
+        sizes = {"fit_samples": len(self.rows), "tokens": list(self.inputs.train.shape)}
+        return {**asdict(self.settings), **own, **more, **sizes}
 
 
 def _plain(value: Any) -> Any:

@@ -116,10 +116,15 @@ def compare_results(places: Sequence[str | Path], role: str = "seen", seed: int 
 def _check_alike(first: FinishedRun, other: FinishedRun) -> None:
     """Refuse runs whose scores mean different things. Raises UsageError."""
     sides = (
-        (each.dataset.name, each.dataset.split_set or "published", each.primary, each.action_mode, each.relative_frame)
+        (
+            *(each.dataset.name, each.dataset.split_set or "published", each.folds),
+            *(each.primary, each.action_mode, each.relative_frame),
+            # Results of former versions picked epoch and head there.
+            "averaged" if "choice" in each.options or each.protocol == "paper" else "picked on a held-out tenth",
+        )
         for each in (first.result, other.result)
     )
-    names = "data set", "choice of splits", "metric", "target", "frame of motion"
+    names = "data set", "choice of splits", "number of folds", "metric", "target", "frame of motion", "epoch"
     for what, own, theirs in zip(names, *sides, strict=True):
         if own != theirs:
             raise UsageError(

@@ -132,8 +132,8 @@ class FinishedRun:
     def settings(self) -> tuple[str, ...]:
         """What runs must share to be in one figure, besides the data set."""
         result = self.result
-        probe = "" if result.probe in USUAL_PROBES else result.probe
-        return (result.protocol, result.preset, result.action_mode or "", probe)
+        probe = ["" if result.probe in USUAL_PROBES else result.probe, f"{result.folds}-folds" if result.folds else ""]
+        return (result.protocol, result.preset, result.action_mode or "", "-".join(filter(None, probe)))
 
     @property
     def suffix(self) -> str:

@@ -23,10 +23,10 @@ import numpy as np
 from lary.arrays import Array, Floats, Pixels, read_npz
 from lary.files import atomic_write, csv_text, write_bytes, write_json, write_text
 from lary.probes import outcome as metrics
-from lary.probes.outcome import ClassificationOutcome, RegressionOutcome, SplitOutcome
+from lary.probes.outcome import ClassificationOutcome, RegressionOutcome, SplitOutcome, headline
 from lary.results import figures
 from lary.results.folder import FinishedRun
-from lary.results.record import Example, headline
+from lary.results.record import Example
 from lary.types import LaryError
 
 PREDICTIONS, ACTIONS = "predictions.npz", "actions.npz"

@@ -6,10 +6,10 @@ Fields are described in ``record.yaml``, from which the JSON Schema has its sent
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -169,6 +169,7 @@ class RunFacts(Strict):
     seeds: tuple[int, ...] = ()
     control: str | None = None
     project: int | None = None
+    folds: int | None = None
     options_given: JsonDict = {}
     options: JsonDict = {}
     provenance: Provenance = Field(default_factory=lambda: Provenance())
@@ -314,6 +315,7 @@ class EvalResult(RunFacts):
         parts += [f"{RANDOM} weights"] if self.model.revision == RANDOM else []
         parts += [self.control.replace("-", " ")] if self.control else []
         parts += [f"{self.project} random dimensions"] if self.project is not None else []
+        parts += [f"{self.folds} folds"] if self.folds is not None else []
         return f"{self.model.name} ({', '.join(parts)})" if parts else self.model.name
 
     @property
@@ -330,11 +332,6 @@ class EvalResult(RunFacts):
     def score(self) -> Metric:
         """The metric that ranks this run."""
         return self.selections[self.headline].metrics[self.primary]
-
-
-def headline(selections: Mapping[SelectionName, Any]) -> SelectionName:
-    """The selection to report first: picked on held-out data where there is one."""
-    return "held_out" if "held_out" in selections else "best_on_validation"
 
 
 def schema_text() -> str:

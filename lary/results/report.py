@@ -101,12 +101,10 @@ def contests_of(runs: Sequence[FinishedRun]) -> list[JsonDict]:
     for run in sorted(runs, key=lambda run: (run.result.score.rank, run.result.label)):
         result = run.result
         splits = f" (splits {result.dataset.split_set})" if result.dataset.split_set else ""
-        mode = (
-            f" ({'local ' * (result.relative_frame == 'local')}relative actions)"
-            if result.action_mode == "relative"
-            else ""
-        )
-        found.setdefault((f"{dataset_title(result)}{splits}{mode}", result.kind), []).append(run)
+        local = "local " if result.relative_frame == "local" else ""
+        mode = f" ({local}relative actions)" if result.action_mode == "relative" else ""
+        folds = f" ({result.folds} folds)" if result.folds else ""
+        found.setdefault((f"{dataset_title(result)}{splits}{mode}{folds}", result.kind), []).append(run)
     return [{"name": " · ".join(key), "runs": own, "rows": board_rows(own)} for key, own in sorted(found.items())]
 
 

@@ -64,9 +64,8 @@ def attention_maps(context: Context) -> Found:
 def _write_maps(run: FinishedRun, context: Context, known: dict[str, None]) -> Files:
     """The figure and data of one run; the names of its samples are added to `known`."""
     from pandas import DataFrame, MultiIndex
-    from scipy.special import softmax
 
-    from lary.probes.nets import attend, load_head
+    from lary.probes.nets import attend, load_heads
 
     result = run.result
     if not result.options_given:
@@ -81,22 +80,21 @@ def _write_maps(run: FinishedRun, context: Context, known: dict[str, None]) -> F
     rows = _chosen_rows(split, context, known)
     if not rows:
         return []
-    head = load_head(run.folder / CHECKPOINT, len(dataset.labels.classes))
+    heads = load_heads(run.folder / CHECKPOINT, len(dataset.labels.classes))
     run.file(CHECKPOINT)
-    logits, weights = attend(head, split.source, rows)
+    shares, weights = attend(heads, split.source, rows)
     layout = layout_of(tuple(split.source.shape), split.frames, model)
     weights = weights.reshape(len(rows), len(layout.steps), layout.tokens)
     view = model.preprocessing(ref.protocol, split.table.spec.media)
     chosen = [split.table[row] for row in rows]
     pictures = [_frames_as_seen(split, sample, view) for sample in chosen]
-    probability = softmax(logits, axis=1).max(axis=1)
     samples = [
         {
             "sample": sample.id,
             "media": list(sample.media),
             "true": sample.target,
-            "predicted": dataset.labels.classes[logits[place].argmax()],
-            "probability": float(probability[place]),
+            "predicted": dataset.labels.classes[shares[place].argmax()],
+            "probability": float(shares[place].max()),
             "frames": [f"frame {number}" for number in sample.frame_index] or ["source", "target"],
             "share_of_steps": weights[place].sum(axis=1).tolist(),
         }

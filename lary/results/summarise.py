@@ -19,10 +19,10 @@ from pydantic_core import from_json, to_json
 from lary.arrays import Array, Doubles, Floats, Ints
 from lary.data.spec import Orientation
 from lary.probes import outcome as metrics
-from lary.probes.outcome import ClassificationOutcome, RegressionOutcome, SplitOutcome
+from lary.probes.outcome import ClassificationOutcome, RegressionOutcome, SplitOutcome, headline
 from lary.results import statistics as stats
 from lary.results.published import TOP_K, examples_of
-from lary.results.record import EvalResult, Metric, RunFacts, Unit, headline
+from lary.results.record import EvalResult, Metric, RunFacts, Unit
 from lary.types import JsonDict, LaryError
 
 SMALLEST_NORM = 1e-8

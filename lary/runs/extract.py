@@ -86,10 +86,13 @@ def extract(config: ExtractConfig, settings: Settings) -> ExtractReport:
         remove_torn(run.folder)
         remove_torn(target.parent, target.name)
         store = open_run(run)
+        recorded = store.check_replaced(table, overwrite=config.overwrite)
         missing = store.missing(table)
         pending = failed_rows(store.folder, missing) if config.retry_failed else missing
         before = len(table) - len(missing)
         log.info("%s: %s %d rows are done", run.title, f"{before} of" if missing else "all", len(table))
+        if before and not recorded:
+            log.warning("%s doesn't say which files its rows come from, so that replaced ones go unnoticed", run.folder)
         reports, stopped = list[UnitReport](), False
         if pending:
             warn_about_media(table, pending)

@@ -9,16 +9,18 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lary.arrays import tokens_checksum
 from lary.configs import ClassifyConfig, TrackerName
 from lary.data.spec import DATASETS
 from lary.files import digest
 from lary.latents.ref import LatentsRef
+from lary.latents.store import read_media
 from lary.registry import load_plugin, loaded_plugins
 from lary.results.folder import settle, writing
 from lary.results.record import ALONE, FILE_NAME, EvalResult, NamedDigest, read_result, run_identity
 from lary.runs.extract import read_timing
 from lary.runs.tasks import ActionTask, ClassTask, ProbeConfig, frame_of, seeds_of, shared_groups
-from lary.runtime import log, pick_devices, progress, provenance
+from lary.runtime import in_threads, log, pick_devices, progress, provenance
 from lary.settings import FOLDERS, Settings
 from lary.types import JsonDict, UsageError
 
@@ -29,7 +31,7 @@ Task = ClassTask | ActionTask
 
 # Options that leave the numbers of a run alone, and so are no part of its identity.
 NOT_DECIDING = ("device", "overwrite", "resume", "tracker")
-LATER = ("classes", "statistics", "targets", "tokens")
+LATER = ("classes", "media", "statistics", "targets", "tokens")
 """Inputs that results of earlier versions don't name."""
 
 
@@ -82,7 +84,8 @@ def task_of(config: ProbeConfig, settings: Settings) -> Task:
 def run_folder(config: ProbeConfig, settings: Settings) -> Path:
     """The folder of a run, such as ``dinov2@by-episode@project16``."""
     project = None if config.project is None else f"project{config.project}"
-    parts = filter(None, [config.splits, config.control, project])
+    folds = None if config.folds is None else f"folds{config.folds}"
+    parts = filter(None, [config.splits, config.control, project, folds])
     tag = "@".join([LatentsRef.of(config, "").tag, *parts])
     root, dataset = settings.path("LARY_LOG_DIR"), DATASETS.get(config.dataset)
     if isinstance(config, ClassifyConfig):
@@ -118,7 +121,9 @@ def inputs_of(task: Task) -> tuple[NamedDigest, ...]:
         found[f"table {role}"] = split.table.digest
         found[f"latents {role}"] = str(split.store.get("key") or "")
         if not found[f"latents {role}"]:  # another program's
-            found[f"tokens {role}"] = split.source.checksum()
+            found[f"tokens {role}"] = digest(*in_threads(tokens_checksum, split.store.get("files", ()), 8, batch=64))
+        if media := read_media(split.folder):
+            found[f"media {role}"] = digest(*sorted(f"{facts[:33]} {path}" for path, facts in media.items()))
     return tuple(NamedDigest(name=name, digest=own) for name, own in (found | task.digests).items())
 
 
@@ -167,7 +172,10 @@ def train_and_write(task: Task, team: Team, device: str) -> None:
     tracker: TrackerName = config.tracker if team.leads and task.kind != "ridge" else "none"
     with writing(folder, identity, resume=config.resume, leads=team.leads) as run:
         task.read_targets()
-        total = len(seeds) * task.probe.epochs * len(task.splits["train"].table)
+        rows = len(task.splits["train"].table)
+        if config.folds:
+            rows = (config.folds - 1) * (rows + len(task.splits["seen"].table))
+        total = len(seeds) * task.probe.epochs * rows
         outcomes: list[Any] = []
         title = f"probe {config.dataset} {config.model}"
         with progress(total, title) if team.leads else nullcontext() as bar:
@@ -194,7 +202,7 @@ def train_and_write(task: Task, team: Team, device: str) -> None:
         facts["provenance"] |= {"threads": torch.get_num_threads(), "processes": team.size, "devices": devices}
         facts["timings"]["probe"] = round(time.monotonic() - started, 3)
         result = task.write(run.work, outcomes, facts)
-        warnings = [*result.warnings, *shared_groups(task.dataset, task.splits)]
+        warnings = [*result.warnings, *([] if config.folds else shared_groups(task.dataset, task.splits))]
         if task.model is None:
             warnings.append(f"The model '{config.model}' is unregistered: dimension and shape are those of its files.")
         run.publish(result.model_copy(update={"warnings": tuple(warnings)}))
@@ -228,7 +236,7 @@ def run_facts(task: Task, inputs: tuple[NamedDigest, ...]) -> JsonDict:
         "paradigm": model.paradigm if model else "unregistered",
         "parameters_m": model.parameters_m if model else None,
     }
-    same = ("protocol", "control", "project", "action_mode")
+    same = ("protocol", "control", "project", "folds", "action_mode")
     return {name: getattr(config, name, None) for name in same} | {
         "status": "incomplete" if missing else "complete",
         "failures": missing,

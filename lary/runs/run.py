@@ -9,7 +9,7 @@ from typing import Any
 from lary.configs import ActionOptions, ClassifyConfig, ExtractConfig, RegressConfig, RunConfig
 from lary.data.configs import DemoConfig, SimulateConfig
 from lary.data.spec import DATASETS, LabelSpace
-from lary.data.splits import find_table
+from lary.data.splits import find_table, offer_folds
 from lary.models.overview import weights_state
 from lary.models.spec import MODELS, ModelSpec
 from lary.results.record import EvalResult
@@ -44,7 +44,11 @@ def run(config: RunConfig, settings: Settings) -> RunReport:
             find_table(dataset, roles["unseen"], settings.path("LARY_ROOT"))
         except UsageError:
             log.info("%s has no table of %s here: scored without it", dataset.name, roles.pop("unseen"))
-    return run_splits(config, roles.values(), settings)
+    found = run_splits(config, roles.values(), settings)
+    offer = offer_folds(found.probe.result.dataset.splits[roles["seen"]].groups)
+    if offer and config.folds is None and config.protocol == "corrected":
+        log.warning(offer)
+    return found
 
 
 def run_splits(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lary.arrays import Array, Pixels
+from lary.arrays import Array, Ints, Pixels
 from lary.configs import ClassifyConfig, RegressConfig, RelativeFrame
 from lary.data.actions import in_frame
 from lary.data.frames import read_clip
@@ -29,6 +29,7 @@ from lary.results import published
 from lary.results.record import EvalResult, RunFacts
 from lary.results.summarise import classification_result, regression_result
 from lary.runs.extract import CHANGED, FAILURES, FRAME_CONTROLS, check_media, open_changed, separate
+from lary.runs.folds import fold_rows, joined, joined_latents
 from lary.runtime import device_numbers, log
 from lary.settings import Settings
 from lary.types import Failure, JsonDict, LaryError, LatentSource, MediaError, Sample, UsageError
@@ -41,6 +42,7 @@ Splits = Mapping[str, SplitLatents]
 
 CHECKED_ROWS = 1024  # of a split, whose latents are checked against their sample
 SEEDS = 2**32  # seeds are numbers from 0 to one less
+SHUFFLED = "shuffled-targets"
 
 
 # --- options ---
@@ -80,6 +82,9 @@ def check_options(config: ProbeConfig) -> None:
     seeds_of(config)
     device_numbers(config.gpus or "0")
     config.check_counts("epochs", "probe_batch_size", advice=", or leave the option out")
+    if config.folds is not None and (config.folds < 2 or config.protocol == "paper"):
+        why = "paper scores the published split alone" if config.protocol == "paper" else "must be at least 2"
+        raise UsageError(f"--folds {config.folds}: {why}; leave the option out.")
 
 
 def frame_of(config: ProbeConfig) -> RelativeFrame | None:
@@ -114,6 +119,8 @@ def open_splits(settings: Settings, dataset: DatasetSpec, config: ProbeConfig) -
     Raises LaryError for latents that are missing, unreadable or of other samples.
     """
     roles = dataset.roles(config.splits)
+    if config.folds:  # no probe of a fold is the one to score there
+        roles.pop("unseen", None)
     refs = {role: LatentsRef.of(config, split) for role, split in roles.items()}
     unseen = refs.get("unseen")
     if unseen and find_latent_table(settings, unseen) is None:
@@ -204,9 +211,9 @@ def name_of(sample: Sample) -> str:
     return f"sample {sample.id} ({', '.join(dict.fromkeys(sample.media))})"
 
 
-def columns(table: SampleTable) -> SampleColumns:
-    """Ids, media, groups and robot types of the samples of a split."""
-    found = ((one.id, one.media, one.group, one.embodiment) for one in table)
+def columns(table: SampleTable, mark: str = "") -> SampleColumns:
+    """Ids, media, groups and robot types of the samples of a split; ids and groups begin with `mark`."""
+    found = ((mark + one.id, one.media, mark + one.group, one.embodiment) for one in table)
     return SampleColumns(*zip(*found, strict=True))
 
 
@@ -240,9 +247,24 @@ class ProbeTask:
         source = shown(self.splits[role], self.config, session.seed, training=training)
         return keep_in_memory(source, session.team.size)
 
+    def folds(self, session: Session, targets: Array, labels: Ints | None = None) -> Iterator[Any]:
+        """Session, training split, evaluated latents, rows and samples of each fold; `targets` are pooled."""
+        one, two = (split.table for split in self.splits.values())
+        marks = ("", "") if one.root == two.root else (f"{one.split} ", f"{two.split} ")  # equal names are two episodes
+        both = [vars(columns(*each)).values() for each in zip((one, two), marks, strict=True)]
+        pooled = [(*own, *theirs) for own, theirs in zip(*both, strict=True)]
+        groups, (first, second) = np.array(pooled[2]), (self.latents(role, session) for role in self.splits)
+        for number, held in enumerate(fold_rows(self.config.folds, groups, labels)):
+            rows = np.setdiff1d(np.arange(len(groups)), held)
+            order = np.random.default_rng(session.seed).permutation(rows) if self.config.control == SHUFFLED else rows
+            training = joined_latents(first, second, rows), targets[order], tuple(groups[rows].tolist())
+            samples = SampleColumns(*(tuple(column[row] for row in held) for column in pooled))
+            own = replace(session, folder=(session.folder or Path()) / f"fold_{number + 1}") if number else session
+            yield own, training, joined_latents(first, second, held), held, samples
+
     def training(self, session: Session, targets: Array) -> tuple[LatentSource, Array, tuple[str, ...]]:
         """The training split; ``shuffled-targets`` gives the samples the targets of others."""
-        if self.config.control == "shuffled-targets":
+        if self.config.control == SHUFFLED:
             order = np.random.default_rng(session.seed).permutation(len(targets))
             targets = targets[order]
         return self.latents("train", session), targets, self.splits["train"].table.groups()
@@ -264,6 +286,13 @@ class ClassTask(ProbeTask):
         from lary.probes.classify import ClassifierInputs, train_classifier
 
         seen, train = self.splits["seen"].table, self.splits["train"].table
+        if self.config.folds:
+            labels, parts = np.concatenate([train.labels(), seen.labels()]), []
+            for own, (source, targets, groups), latents, rows, samples in self.folds(session, labels, labels):
+                inputs = ClassifierInputs(source, targets, groups, latents, labels[rows], samples, self.classes)
+                parts.append(train_classifier(inputs, self.probe, own, self.config.precision))
+            whole: ClassificationOutcome = joined(parts)
+            return replace(whole, train_counts=np.bincount(labels, minlength=len(self.classes)))
         training, validation = self.training(session, train.labels()), self.latents("seen", session)
         inputs = ClassifierInputs(*training, validation, seen.labels(), columns(seen), self.classes)
         return train_classifier(inputs, self.probe, session, self.config.precision)
@@ -321,14 +350,22 @@ class ActionTask(ProbeTask):
         """Train or fit the probe of one seed, and score it."""
         from lary.probes.regress import EvaluatedSplit, RegressorInputs, train_regressor
 
+        names = self.actions.dims, self.actions.groups
+        if self.config.folds:
+            pooled, parts = [np.concatenate(own) for own in list(zip(*self.targets.values(), strict=True))[:3]], []
+            for part, (source, targets, groups), latents, rows, samples in self.folds(session, pooled[0]):
+                values, mean, std = (own[rows] for own in pooled)
+                held = {"seen": EvaluatedSplit(latents, values, samples, mean, std)}
+                parts.append(train_regressor(RegressorInputs(source, targets, groups, held, *names), self.probe, part))
+            whole: RegressionOutcome = joined(parts)
+            return whole
         evaluated = {}
         for role, (values, mean, std, *_) in self.targets.items():
             if role != "train":
                 samples = columns(self.splits[role].table)
                 own = self.latents(role, session)
                 evaluated[role] = EvaluatedSplit(own, values, samples, mean, std)
-        training, actions = self.training(session, self.targets["train"].values), self.actions
-        inputs = RegressorInputs(*training, evaluated, actions.dims, actions.groups)
+        inputs = RegressorInputs(*self.training(session, self.targets["train"].values), evaluated, *names)
         return train_regressor(inputs, self.probe, session)
 
     def write(self, work: Path, outcomes: Sequence[RegressionOutcome], facts: JsonDict) -> EvalResult:
@@ -337,7 +374,7 @@ class ActionTask(ProbeTask):
         write_failures(work / FAILURES, self.failures)
         if self.failures:
             log.error("%d rows have no readable action and are left out: see %s", len(self.failures), FAILURES)
-        frames = frames_of(self.splits["seen"])
+        frames = None if self.config.folds else frames_of(self.splits["seen"])
         files = published.write_regression_files(work, first, frames, self.actions.units)
         published.write_scores(work, published.action_scores(outcomes), seeds_of(self.config))
         published.write_actions(work, outcomes)

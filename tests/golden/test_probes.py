@@ -23,7 +23,8 @@ LATENTS = (("pixels", "calvin"), ("pixels", "robot_1st"), ("frame-difference", "
 CONTROLS = "controls --model pixels --dataset calvin --model-type ridge DEMO --seeds 0"
 VOLATILE = (
     "schema_version", "created", "identity", "provenance", "timings", "options_given", "dataset", "model", "interval",
-    "warnings", "protocol_notes", "classes", "confusion", "examples", "options", "inputs", "extra", "files", "seal",
+    "warnings", "protocol_notes", "classes", "confusion", "examples", "options", "inputs", "extra", "files",
+    "folds", "seal",
 )  # fmt: skip
 """Fields of a result that differ between two machines, hold sentences, or are abridged below."""
 
@@ -256,6 +257,8 @@ def contents(place: Place) -> dict[str, Any]:
             found[name] = run_facts(path.parent)
         elif path.suffix in (".npz", ".safetensors", ".csv") and "logs" not in name:
             found[name] = path.read_bytes()
+        elif path.name.startswith("media"):  # a stopped extraction reads some files twice
+            found[name] = sorted(set(path.read_text().splitlines()))
         elif path.suffix == ".txt" and "logs" not in name:
             found[name] = re.sub(r"\d{4}-\d\d-\d\d.*|[\d.]+ s\b", "", path.read_text().replace(str(place.root), ""))
     return found

@@ -96,7 +96,7 @@ def test_convert_goes_on_after_a_kill(root: Path, moment: str | None, monkeypatc
     (folder / "index.parquet").touch()  # of version 0.1
     assert convert_store(config, settings) == 9
     assert {path.name for path in folder.iterdir()} == {
-        "store.json", "extraction.json", *(f"shard_0000{unit}.safetensors" for unit in range(3))
+        "store.json", "extraction.json", "media_00000.txt", *(f"shard_0000{unit}.safetensors" for unit in range(3))
     }  # fmt: skip
     np.testing.assert_array_equal(open_latents(settings, LatentsRef.of(CONFIG)).source.read(range(9)), expected)
     printed("extract", *ASK, "--store", "shards", "--batch-size", "2", root=root, has=["0 extracted now"])

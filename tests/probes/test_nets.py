@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from lary.nets import spacetime
 from lary.probes.dit import ActionExpertDiT
-from lary.probes.nets import ActionExpertMLP, AttentiveProbe, attend, load_head
+from lary.probes.nets import ActionExpertMLP, AttentiveProbe, attend, load_heads
 from lary.types import LaryError
 from tests.helpers import fails
 from tests.probes.made import classifier_inputs, train
@@ -81,15 +81,15 @@ def test_dropped_conditions_of_the_dit_have_the_gradients_of_replaced_latents() 
     torch.testing.assert_close(found, torch.autograd.grad(replaced.square().sum(), weights))
 
 
-def test_the_reported_head_is_read_back(tmp_path: Path) -> None:
+def test_the_reported_heads_are_read_back(tmp_path: Path) -> None:
     inputs = classifier_inputs()
     outcome = train("attentive", inputs, folder=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest.pt", "log_r0.csv"]
     assert torch.load(tmp_path / "latest.pt", weights_only=True)["epoch"] == 10
-    logits, weights = attend(load_head(tmp_path / "latest.pt", 4), inputs.validation, [1, 4])
-    np.testing.assert_allclose(logits, outcome.selections["held_out"].logits[[1, 4]], atol=1e-5)
+    shares, weights = attend(load_heads(tmp_path / "latest.pt", 4), inputs.validation, [1, 4])
+    np.testing.assert_allclose(np.log(shares), outcome.selections["held_out"].logits[[1, 4]], atol=1e-5)
     np.testing.assert_allclose(weights.reshape(2, 12).sum(axis=1), 1, atol=1e-5)
-    fails(LaryError, r"holds no head that can be used .*: run the probe again", load_head, tmp_path / "latest.pt", 5)
+    fails(LaryError, r"holds no head that can be used .*: run the probe again", load_heads, tmp_path / "latest.pt", 5)
     (tmp_path / "latest.pt").write_bytes(b"PK torn")
-    fails(LaryError, "holds no head that can be used", load_head, tmp_path / "latest.pt", 4)
-    fails(LaryError, "does not exist: run the probe again with --overwrite", load_head, tmp_path / "none.pt", 4)
+    fails(LaryError, "holds no head that can be used", load_heads, tmp_path / "latest.pt", 4)
+    fails(LaryError, "does not exist: run the probe again with --overwrite", load_heads, tmp_path / "none.pt", 4)

@@ -11,14 +11,17 @@ import torch
 
 from lary.probes.nets import ActionExpertMLP
 from lary.probes.outcome import huber_loss, mse
-from lary.probes.sources import training_rows
+from lary.probes.regress import RegressorTraining
+from lary.probes.training import Session
 from lary.types import LaryError, UsageError
 from tests.helpers import fails
 from tests.probes.made import TINY, assert_same, changed, numbers, regressor_inputs, train
 
 
 @pytest.mark.parametrize(("probe", "noise"), [("mlp", 0.05), ("ridge", 3.0)])
-def test_what_is_read_is_picked_on_the_held_out_tenth(probe: str, noise: float, tmp_path: Path) -> None:
+def test_an_mlp_averages_its_last_epochs_and_a_ridge_is_picked_by_cross_validation(
+    probe: str, noise: float, tmp_path: Path
+) -> None:
     inputs = regressor_inputs(noise)
     outcome = train(probe, inputs, folder=tmp_path)
     for role in ("seen", "unseen"):
@@ -28,12 +31,15 @@ def test_what_is_read_is_picked_on_the_held_out_tenth(probe: str, noise: float, 
         assert probe == "ridge" or max(errors.values()) < 0.5 * mse(split.controls["mean_action"], split.targets)
         for name, chosen in split.selections.items():
             row = outcome.history[chosen.epoch - 1]
-            assert row[f"{role}_mse"] == errors[name]
+            averaged = (probe, name) == ("mlp", "held_out")
+            assert (row[f"{role}_mse"] == errors[name]) != averaged
             batch = getattr(TINY, "regressor" if probe == "mlp" else "ridge").batch_size
-            assert split.loss[name] == row[f"{role}_loss"] == huber_loss(chosen.values, split.targets, batch)
-    for name, column in (("best_on_validation", "seen_mse"), ("held_out", "held_out_mse")):
+            assert split.loss[name] == huber_loss(chosen.values, split.targets, batch)
+    columns = {"best_on_validation": "seen_mse"} | ({"held_out": "held_out_mse"} if probe == "ridge" else {})
+    for name, column in columns.items():
         best = min(outcome.history, key=lambda row, column=column: row[column])["epoch"]
         assert outcome.splits["unseen"].selections[name].epoch == best
+    assert outcome.settings["fit_samples"] == 120
     saved = torch.load(tmp_path / "best_model.pth", weights_only=True)
     tokens = torch.from_numpy(inputs.evaluated["seen"].latents.read(np.arange(40)))
     if probe == "mlp":
@@ -58,18 +64,38 @@ def test_the_dit_learns_and_warns_of_what_its_sampler_clips() -> None:
     assert f"within one standard deviation, as published; {beyond:.1f} % of the targets" in outcome.warnings[0]
 
 
+class Recorded(RegressorTraining):
+    """A training that keeps its weights of every epoch."""
+
+    def close_epoch(self, epoch: int) -> None:
+        own = {name: weight.clone() for name, weight in self.network.state_dict().items()}
+        self.kept = [*getattr(self, "kept", []), own]
+        super().close_epoch(epoch)
+
+
+@pytest.mark.parametrize(("epochs", "averaged"), [(3, 1), (9, 2)])
+def test_the_reported_weights_are_the_mean_of_the_last_quarter_of_the_epochs(epochs: int, averaged: int) -> None:
+    session = Session(protocol="corrected", seed=42)
+    training = Recorded(regressor_inputs(), replace(TINY.regressor, epochs=epochs), session)
+    training.run()
+    for name, weight in training.network.state_dict().items():
+        mean = torch.stack([own[name] for own in training.kept[-averaged:]]).mean(dim=0)
+        torch.testing.assert_close(weight, mean)
+
+
 @pytest.mark.parametrize("probe", ["mlp", "ridge"])
-def test_it_is_deterministic_and_holds_rows_out(probe: str) -> None:
+def test_it_is_deterministic_and_its_choice_reads_no_reported_target(probe: str) -> None:
     inputs, other = regressor_inputs(), regressor_inputs()
-    epochs = 3 if probe == "mlp" else None
-    _, held_rows = training_rows("corrected", inputs.train_groups, seed=42)
-    other.train_targets[held_rows] = 5.0
-    first, again, third = (train(probe, given, epochs=epochs) for given in (inputs, inputs, other))
+    for split in other.evaluated.values():
+        split.targets[:] = 5.0
+    first, again, third = (
+        train(probe, given, epochs=None if probe == "ridge" else 3) for given in (inputs, inputs, other)
+    )
     assert_same(numbers(first), numbers(again))
-    for name in ("train_loss", "seen_mse"):
-        assert [row[name] for row in first.history] == [row[name] for row in third.history]
-    assert first.history[0]["held_out_mse"] != third.history[0]["held_out_mse"]
-    assert first.settings["fit_samples"] == 120 - len(held_rows)
+    for role, split in first.splits.items():
+        own, changed_targets = split.selections["held_out"], third.splits[role].selections["held_out"]
+        assert own.epoch == changed_targets.epoch
+        np.testing.assert_array_equal(own.values, changed_targets.values)
 
 
 @pytest.mark.parametrize("probe", ["mlp", "dit", "ridge"])
@@ -90,7 +116,7 @@ def test_divergence_is_an_error_and_what_does_not_fit_is_refused(monkeypatch: py
     (inputs := regressor_inputs()).evaluated["unseen"].latents.tokens[0] = np.nan  # type: ignore[attr-defined]
     fails(LaryError, "diverged in epoch 1, .*its predictions are not finite", train, "mlp", inputs)
     inputs = replace(regressor_inputs(), train_groups=("one episode",) * 120)
-    fails(UsageError, "none can be held out", train, "mlp", inputs)
+    fails(UsageError, "of one episode or video, so no penalty can be chosen", train, "ridge", inputs)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=10_000))
     fails(UsageError, r"The ridge probe needs .*--pool or --project", train, "ridge")
 
@@ -99,7 +125,9 @@ def test_a_ridge_reads_down_to_the_noise_and_says_that_its_smallest_penalty_was_
     outcome = train("ridge", device="cuda:3")
     for split in outcome.splits.values():
         assert 0.05**2 * 0.5 < mse(split.selections["held_out"].values, split.targets) < 0.05**2 * 2
-    assert outcome.warnings == ("The smallest penalty of 8 was picked: a smaller one might do better.",)
+    assert outcome.warnings == ()
+    (warning,) = train("ridge", regressor_inputs(noise=0.0)).warnings
+    assert warning == "The smallest penalty of 8 was picked: a smaller one might do better."
     assert outcome.settings["device"] == "cpu"
 
 

@@ -1,4 +1,4 @@
-"""Latents as the probes read them, rows that are drawn and held out, and the memory for a training."""
+"""Latents as the probes read them, rows that are drawn, and the memory for a training."""
 
 from types import SimpleNamespace
 
@@ -6,12 +6,10 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from lary.probes import sources
 from lary.probes.nets import ActionExpertMLP
-from lary.probes.sources import check_memory, projected, read_batches, reordered, samples_at_once, training_rows
+from lary.probes.sources import check_memory, projected, read_batches, reordered, samples_at_once
 from lary.types import LaryError, UsageError
 from tests.helpers import fails
 from tests.probes.made import KINDS, InMemory, train
@@ -76,37 +74,6 @@ def test_batches_are_the_rows_in_order_and_float32(fits: bool, dtype: str, monke
     values = torch.cat([batch for _, batch, _ in found])
     assert values.dtype == torch.float32
     np.testing.assert_array_equal(values.numpy(), tokens[rows].astype(np.float32))
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 14), st.integers(0, 3)), min_size=2, max_size=120), st.integers(0, 3))
-def test_hold_out_keeps_groups_whole_and_classes_alive(rows: list[tuple[int, int]], seed: int) -> None:
-    groups, labels = tuple(str(group) for group, _ in rows), np.array([label for _, label in rows])
-    try:
-        kept, held = training_rows("corrected", groups, labels, seed=seed)
-    except UsageError:
-        whole = {
-            g: {k for k in set(labels.tolist()) if all(h == g for h, label in rows if label == k)} for g, _ in rows
-        }
-        assert all(whole.values())
-        return
-    assert (sorted([*kept.tolist(), *held.tolist()]), len(held) > 0) == (list(range(len(rows))), True)
-    assert {groups[row] for row in kept}.isdisjoint(groups[row] for row in held)
-    assert set(labels[kept].tolist()) == set(labels.tolist())
-    turned = np.arange(len(rows))[::-1]
-    again = training_rows("corrected", [groups[row] for row in turned], labels[turned], seed=seed)[1]
-    assert {groups[turned[row]] for row in again} == {groups[row] for row in held}
-
-
-def test_hold_out_takes_a_tenth_of_every_class() -> None:
-    rng = np.random.default_rng(0)
-    labels = rng.choice(5, size=2000, p=[0.5, 0.2, 0.15, 0.1, 0.05])
-    groups = [str(index // 2) for index in range(2000)]
-    held, other = (training_rows("corrected", groups, labels, seed=seed)[1] for seed in (0, 1))
-    np.testing.assert_allclose(np.bincount(labels[held]) / np.bincount(labels), 0.1, atol=0.02)
-    assert set(other.tolist()) != set(held.tolist())
-    kept, none = training_rows("paper", groups, labels, seed=0)
-    assert (len(kept), len(none)) == (2000, 0)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "ridge"])

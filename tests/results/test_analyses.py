@@ -42,8 +42,14 @@ def test_gap_is_f1_of_people_minus_f1_of_robots_on_shared_classes(tmp_path: Path
     human, robot = (set(DATASETS.get(name).labels.classes) for name in ("human_1st", "robot_1st"))
     assert {row["class"] for row in table} <= human & robot
     truth = {
-        key: {row["name"]: row["f1"] for row in json.loads(path.read_text())["classes"]} for key, path in runs.items()
+        key: {row["name"]: row["f1"] for row in json.loads(path.read_text())["classes"] if row["true"]}
+        for key, path in runs.items()
     }
+    missing = {(row["model"], row["class"]) for row in table if not row["gap"]}
+    assert missing == {(row["model"], row["class"]) for row in table if any(
+        row["class"] not in truth[row["model"], side] for side in ("human_1st", "robot_1st")
+    )}  # fmt: skip
+    assert missing, "a class without samples has no F1"
     for row in (table := [row for row in table if row["gap"]]):
         wanted = [truth[row["model"], side][row["class"]] for side in ("human_1st", "robot_1st")]
         assert float(row["gap"]) == pytest.approx(wanted[0] - wanted[1])

@@ -9,6 +9,7 @@ import av
 import pytest
 
 from lary.configs import ExtractConfig
+from lary.files import media_facts
 from lary.latents.store import MANIFEST
 from lary.locks import LOCK, locked
 from lary.runs.extract import FAILURES, TIMING, estimate, extract, prepare_run, read_timing
@@ -40,7 +41,9 @@ def ask(split: str = "val", dataset: str = "calvin", **changes: Any) -> ExtractC
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*")) if path.name not in (TIMING, MANIFEST)}
+    return {
+        path.name: path.read_bytes() for path in sorted(folder.glob("[!m]*")) if path.name not in (TIMING, MANIFEST)
+    }
 
 
 def latents(root: Path, dataset: str = "calvin", split: str = "val", model: str = MODEL) -> Path:
@@ -54,6 +57,53 @@ def test_rows_behind_a_limit_come_in_further_shards(root: Path) -> None:
     assert (limited.rows, limited.extracted, report.done_before, report.extracted) == (5, 5, 5, 7)
     files = sorted(path.stem for path in latents(root).glob("shard*"))
     assert files == ["shard_00000", "shard_00001", "shard_00001_1", "shard_00002"]
+
+
+@pytest.mark.parametrize("kind", ["npz", "shards"])
+def test_a_replaced_file_is_named_and_the_split_is_done_again(
+    root: Path, kind: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings, options = settings_of(root), {"store": kind, "shard_rows": 4, "batch_size": 2}
+    first, media = extract(ask(**options, limit=5), settings), root / "data/regression/calvin/val_stride5"
+    rows = rows_of(root / "data" / "calvin_metadata_val.csv")
+    one, *_, last = (media / row["tgt_img"] for row in rows)
+    shutil.copytree(media, root / "copy", copy_function=shutil.copyfile)  # every file has another time
+    shutil.rmtree(media)
+    (root / "copy").rename(media)
+    assert (first.extracted, extract(ask(**options), settings).done_before) == (5, 5)
+    (record := latents(root) / "media_00000.txt").write_text(record.read_text() + "\ntorn")
+    kept = one.read_bytes()
+    one.write_bytes(last.read_bytes())
+    fails(
+        UsageError,
+        rf"^1 media files were replaced .*{one.name}: put .* or pass --overwrite",
+        extract,
+        ask(**options),
+        settings,
+    )
+    one.write_bytes(kept)
+    assert extract(ask(**options), settings).extracted == 0
+    last.write_bytes(kept)
+    fails(UsageError, last.name, extract, ask(**options, limit=5), settings)
+    assert extract(ask(**options, overwrite=True), settings).extracted == 12
+    last.unlink()
+    assert extract(ask(**options), settings).extracted == 0
+    assert "goes unnoticed" not in caplog.text
+    for file in latents(root).glob("media*"):
+        file.unlink()
+    assert extract(ask(**options), settings).extracted == 0
+    assert "replaced ones go unnoticed" in caplog.text
+
+
+def test_large_media_are_known_by_head_tail_and_pieces(tmp_path: Path) -> None:
+    file, content = tmp_path / "a.mp4", bytearray(9 << 20)
+    file.write_bytes(content)
+    os.utime(file, ns=(0, 7))
+    first = media_facts(file)
+    assert first[16:] == f" {9 << 20:016d} {7:020d}"
+    for place in (0, 612_000, len(content) - 1):
+        file.write_bytes(content[:place] + b"x" + content[place + 1 :])
+        assert media_facts(file)[:16] != first[:16], place
 
 
 def test_other_rows_do_not_feel_a_bad_one(root: Path) -> None:

@@ -79,7 +79,9 @@ def test_a_result_is_not_returned_for_other_targets_statistics_or_tokens(place: 
         np.savez(file, tokens=np.load(file)["tokens"])
     options: dict[str, Any] = {"model_type": "ridge", "epochs": None, "action_mode": "relative"}
     first = probe(place, **options)
-    roles = [f"{kind} {role}" for role in ("train", "seen") for kind in ("table", "latents", "tokens", "targets")]
+    roles = [
+        f"{kind} {role}" for role in ("train", "seen") for kind in ("table", "latents", "tokens", "targets", "media")
+    ]
     assert {each.name for each in first.result.inputs} == {"options", "statistics", *roles}
     for files, change, words in (
         (actions[:1], lambda file: np.save(file, np.load(file) * 2), "targets of val"),
@@ -90,17 +92,23 @@ def test_a_result_is_not_returned_for_other_targets_statistics_or_tokens(place: 
         before = {file: file.read_bytes() for file in files}
         for file in files:
             change(file)
-        wanted = rf"seed 42, .*; since then, there are other {words}\. Pass --overwrite" if words else "can't be read"
+        wanted = rf"seeds? .*; since then, there are other {words}\. Pass --overwrite" if words else "can't be read"
         fails(UsageError if words else LaryError, wanted, probe, place, **options)
         for file, content in before.items():
             file.write_bytes(content)
     for file in actions:  # the same numbers in another format
         np.save(file, np.load(file).astype(np.float64))
     assert not probe(place, **options).new
+    record = place / "latent_actions/calvin/val/pixels/media_00000.txt"
+    record.write_text("\nfff" + record.read_text()[4:])  # as of a store that was made again of another image
+    fails(UsageError, "there are other media of val", probe, place, **options)
 
 
 def test_an_earlier_result_says_which_inputs_it_does_not_name(place: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for dataset, words in (("calvin", "targets of train, targets of val, statistics"), ("robot_1st", "classes")):
+    for dataset, words in (
+        ("calvin", "media of train, media of val, targets of train, targets of val, statistics"),
+        ("robot_1st", "media of train, media of val, classes"),
+    ):
         file = probe(place, dataset).folder / "result.json"
         facts = json.loads(file.read_text())
         facts["inputs"] = [each for each in facts["inputs"] if each["name"].startswith(("options", "table", "latents"))]

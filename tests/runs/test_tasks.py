@@ -69,7 +69,6 @@ def test_default_seeds(dataset: str, options: dict[str, Any], seeds: tuple[int, 
     [
         ("val", lambda rows: rows[2].update(action="juggle"), r"row 3 \(line 4\): 'juggle' is no class of robot_1st"),
         ("train", lambda rows: [row.update(action="pick") for row in rows], "All 24 training samples are of the class"),
-        ("train", few(("pick", "place"), 2), "2 samples of 2 groups: none can be held out"),
         ("val", lambda rows: borrow(rows[-1:]), r"row \d+: .*\.npz was made by another extraction than the rows befo"),
         ("train", shift, r"row 1: .*\.npz holds the latents of sample \w+ \(.*mp4\), not of sample"),
         ("val", borrow, r"row 1: .*\.npz holds the latents of sample \w+ \(.*mp4\), not of sample"),
