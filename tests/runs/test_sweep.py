@@ -73,9 +73,13 @@ def test_ctrl_c_stops_a_sweep_and_is_no_failure_of_a_run(place: Path, monkeypatc
 
 
 def test_parts_of_a_sweep_are_the_whole(place: Path) -> None:
-    next((place / "data/regression/calvin").rglob("*.png")).write_bytes(b"")
+    picture = next((place / "data/regression/calvin").rglob("*.png"))
+    whole = picture.read_bytes()
+    picture.write_bytes(b"")
     part = sweep(place, SWEEP, "--part", "2/2")
     assert (part.code, "2 runs: 2 done now" in part.out) == (1, True), "a row of theirs can't be read"
+    assert "put the old ones back" in sweep(place, SWEEP, "--part", "1/2").out, "these have latents of the old one"
+    picture.write_bytes(whole)
     assert "3 runs: 3 done now" in sweep(place, SWEEP, "--part", "1/2").out
     assert sweep(place, SWEEP, "--part", "3/2").code == 2
 

@@ -77,7 +77,7 @@ def test_the_same_frames_are_the_same_bytes() -> None:
 
 
 def test_plan_is_balanced() -> None:
-    recordings = make_plan(SimulateConfig())
+    recordings = make_plan(SimulateConfig(clips=400))
     clips = Counter((each.verb, each.split) for each in recordings if not each.pairs)
     assert clips == {(verb, split): count for verb in VERBS for split, count in (("train", 28), ("val", 12))}
     robots = Counter((each.verb, each.split) for each in recordings if not each.pairs and each.robot == "heron")
