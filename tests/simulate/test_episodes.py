@@ -96,7 +96,7 @@ def test_unseen_objects_and_colours_are_not_trained_on() -> None:
         assert not trained & {arm.unseen_palette[role].first for role in ("main", "accent")}
     for split, colours in (("train", shapes.TRAIN_COLOURS), ("unseen", shapes.UNSEEN_COLOURS)):
         recording = next(each for each in recordings if each.split == split and each.verb in HANDLING)
-        staged, painted = episodes.stage(recording), scene.ARMS[recording.robot].unseen_palette["main"]
-        assert (painted in staged.scene.materials) == (split == "unseen"), "the arm has a colour of its own, too"
-        target = next(item.thing for item in staged.script.placed if item.thing.name == "target")
+        (script, staged, *_), painted = episodes.stage(recording), scene.ARMS[recording.robot].unseen_palette["main"]
+        assert (painted in staged.materials) == (split == "unseen"), "the arm has a colour of its own, too"
+        target = next(item.thing for item in script.placed if item.thing.name == "target")
         assert any({geom.material.first, geom.material.second} & set(colours) for geom in target.geoms)
