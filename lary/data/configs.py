@@ -13,7 +13,7 @@ class SimulationOptions(Options):
 
     seed: int = 0
     pairs: int = 800
-    clips: int = 500
+    clips: int = 400
     size: int = 200
 
 
