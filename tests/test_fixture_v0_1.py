@@ -93,8 +93,8 @@ def test_a_new_probe_reads_old_latents(root: Path) -> None:
     words = (*GRID, "--dataset", "calvin", "--probe-preset", "demo", "--model-type", "ridge")
     printed("regress", *words, "--seed", "42", "--lary-log-dir", root / "other")
     (found,), (before,) = (rows_of(root / each / place / "best_result.csv") for each in ("other", "results"))
-    assert float(found["val_seen_mse"]) == pytest.approx(0.20845, rel=1e-3)
-    assert (found.keys(), float(before["val_seen_mse"])) == (before.keys(), pytest.approx(0.28990, rel=1e-3))
+    numbers = [float(row["val_seen_mse"]) for row in (found, before)]
+    assert (numbers, found.keys()) == (pytest.approx([0.20845, 0.28990], rel=1e-3), before.keys())
 
 
 def test_killed_training_ends_as_an_undisturbed_one(root: Path) -> None:

@@ -6,7 +6,6 @@ that nothing of an imported data set is run as code.
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,9 +94,10 @@ def save_import(
         measure_table(spec, tables / spec.table_name("train"), data_dir, workers=4)
     save_record(spec, plugin)
     counts = {split: len(part) for split, part in found.items()}
-    table = partial(read_table, spec, "val", path=tables / spec.table_name("val"), data_dir=data_dir)
-    groups = table().groups() if "val" in found else ()
-    return ImportReport(plugin, counts, failures, len(set(groups)))
+    groups = set[str]()
+    if "val" in found:
+        groups.update(read_table(spec, "val", path=tables / spec.table_name("val"), data_dir=data_dir).groups())
+    return ImportReport(plugin, counts, failures, len(groups))
 
 
 def save_record(spec: DatasetSpec, plugin: Path) -> None:

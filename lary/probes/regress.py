@@ -24,7 +24,7 @@ from lary.probes.dit import ActionExpertDiT
 from lary.probes.nets import ActionExpertMLP
 from lary.probes.outcome import ActionPredictions, RegressionOutcome, SampleColumns, SelectionName, SplitOutcome
 from lary.probes.presets import ActionSettings, DitSettings, RidgeSettings
-from lary.probes.sources import check_memory, check_splits, in_chunks
+from lary.probes.sources import COPIES, check_memory, check_splits, in_chunks
 from lary.probes.training import Session, Training, adamw, save_checkpoint
 from lary.runtime import memory_bytes
 from lary.types import JsonDict, LaryError, LatentSource, UsageError
@@ -153,7 +153,9 @@ class RegressorTraining(ActionTraining):
 
     def build(self) -> list[Any]:
         own, shape = self.settings, self.inputs.train.shape
-        check_memory(self.make, 1, own.batch_size, shape, self.device)
+        # The average of epochs has no gradients and moments.
+        copies = 1 + self.corrected / COPIES
+        check_memory(self.make, copies, own.batch_size, shape, self.device)
         self.network = self.make().to(self.device)
         self.optimizer = adamw(self.network, own.lr, own.weight_decay)
         # A resumed training draws the orders of its completed epochs again.
@@ -257,13 +259,13 @@ class RidgeTraining(ActionTraining):
                 f"values, this machine has {present / 1e9:.1f} GB: pass --pool or --project, or "
                 "use --model-type mlp."
             )
-        groups = len(set(self.inputs.train_groups))
-        if self.corrected and groups < 2:
-            raise UsageError(
-                f"The {len(rows)} training samples are of one episode or video, so no penalty can be chosen by "
-                "cross-validation: give more data, or use the protocol 'paper'."
-            )
-        self.folds = GroupKFold(min(FOLDS, max(2, groups)), shuffle=True, random_state=self.session.seed)
+        if self.corrected:
+            if (groups := len(set(self.inputs.train_groups))) < 2:
+                raise UsageError(
+                    f"The {len(rows)} training samples are of one episode or video, so no penalty can be chosen by "
+                    "cross-validation: give more data, or use the protocol 'paper'."
+                )
+            self.folds = GroupKFold(min(FOLDS, groups), shuffle=True, random_state=self.session.seed)
         features = np.concatenate(list(in_chunks(self.inputs.train, rows)))
         features = features.reshape(len(rows), -1).astype(np.float64)
         mean = features.mean(axis=0)

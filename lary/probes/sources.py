@@ -202,14 +202,14 @@ def balanced_indices(weights: Doubles, epoch: int, seed: int = 0) -> Ints:
 # --- memory ---
 
 
-def check_memory(make: Callable[[], nn.Module], copies: int, batch: int, shape: tuple[int, ...], device: str) -> None:
+def check_memory(make: Callable[[], nn.Module], copies: float, batch: int, shape: tuple[int, ...], device: str) -> None:
     """Refuse to train `copies` of a network where the device can't hold them.
 
     `batch` samples have tokens of `shape`. Raises UsageError.
     """
     with torch.device("meta"):  # the weights are counted without being made
-        weights = copies * sum(parameter.numel() for parameter in make().parameters())
-    trained = FLOAT * COPIES * weights
+        weights = int(copies) * sum(parameter.numel() for parameter in make().parameters())
+    trained = FLOAT * COPIES * weights * copies / int(copies)
     batches = FLOAT * BATCH_COPIES * batch * math.prod(shape)
     free = memory_bytes(free=True)
     if device.startswith("cuda"):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lary.results import statistics as stats
-from lary.results.folder import FinishedRun, find_results, finished_run
+from lary.results.folder import FinishedRun, choice_of, find_results, finished_run
 from lary.results.published import SampleScores, read_scores
 from lary.results.record import Metric, number
 from lary.results.summarise import metric
@@ -118,9 +118,7 @@ def _check_alike(first: FinishedRun, other: FinishedRun) -> None:
     sides = (
         (
             *(each.dataset.name, each.dataset.split_set or "published", each.folds),
-            *(each.primary, each.action_mode, each.relative_frame),
-            # Results of former versions picked epoch and head there.
-            "averaged" if "choice" in each.options or each.protocol == "paper" else "picked on a held-out tenth",
+            *(each.primary, each.action_mode, each.relative_frame, choice_of(each)),
         )
         for each in (first.result, other.result)
     )

@@ -169,6 +169,12 @@ class FinishedRun:
         return path
 
 
+def choice_of(result: EvalResult) -> str:
+    """How the reported epoch came about; former versions picked it on a part of the training split."""
+    older = result.protocol == "corrected" and "choice" not in result.options
+    return "picked on a held-out tenth" if older else "averaged"
+
+
 def finished_run(place: Path) -> FinishedRun:
     """A finished run from its folder or its ``result.json``. Raises UsageError without one."""
     folder = place.parent if place.name == FILE_NAME else place

@@ -16,7 +16,7 @@ from lary.files import digest
 from lary.latents.ref import LatentsRef
 from lary.latents.store import read_media
 from lary.registry import load_plugin, loaded_plugins
-from lary.results.folder import settle, writing
+from lary.results.folder import choice_of, settle, writing
 from lary.results.record import ALONE, FILE_NAME, EvalResult, NamedDigest, read_result, run_identity
 from lary.runs.extract import read_timing
 from lary.runs.tasks import ActionTask, ClassTask, ProbeConfig, frame_of, seeds_of, shared_groups
@@ -156,6 +156,8 @@ def finished(folder: Path, task: Task) -> EvalResult | None:
         )
     if unknown:
         log.warning("%s names no digest of: %s; changes of them since go unnoticed", file, ", ".join(unknown))
+    if (choice := choice_of(result)) != "averaged":
+        log.warning("%s: its epoch was %s, by an earlier rule; --overwrite makes it anew", file, choice)
     log.info("%s is done; --overwrite does it again", file)
     return result
 

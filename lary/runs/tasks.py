@@ -173,7 +173,7 @@ def shared_groups(dataset: DatasetSpec, splits: Splits) -> tuple[str, ...]:
         found.append(
             f"{sum(table.sources.count('') for table in alone):,} {train.spec.media}s of "
             f"{' and '.join(table.split for table in alone)} name no episode or video, so each counts as a group of "
-            "its own: intervals may be too narrow, and held-out rows may show what the others show"
+            "its own: intervals may be too narrow, and folds may share what they show"
         )
     for table in (split.table for role, split in splits.items() if role != "train"):
         groups = set(table.groups())
@@ -259,7 +259,8 @@ class ProbeTask:
             order = np.random.default_rng(session.seed).permutation(rows) if self.config.control == SHUFFLED else rows
             training = joined_latents(first, second, rows), targets[order], tuple(groups[rows].tolist())
             samples = SampleColumns(*(tuple(column[row] for row in held) for column in pooled))
-            own = replace(session, folder=(session.folder or Path()) / f"fold_{number + 1}") if number else session
+            folder = session.folder and session.folder / f"fold_{number + 1}"
+            own = replace(session, folder=folder) if number else session
             yield own, training, joined_latents(first, second, held), held, samples
 
     def training(self, session: Session, targets: Array) -> tuple[LatentSource, Array, tuple[str, ...]]:

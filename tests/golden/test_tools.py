@@ -194,9 +194,7 @@ def test_files_and_numbers(name: str, tmp_path: Path) -> None:
         done = place(words, code=int(code or 0))
         GOLDEN.check(f"{name}, printed {number}", numbers(SECONDS.sub("<time>", re.sub(r"\bROOT\b", "<0>", done.out))))
     files = "**/*.[cjn][spu]*" if name == "simulate" else "**/*"
-    new = sorted(
-        path for path in set(tmp_path.glob(files)) - before if path.is_file() and not path.name.startswith("media_")
-    )
+    new = sorted(path for path in set(tmp_path.glob(files)) - before if path.is_file() and "media_" not in path.name)
     GOLDEN.check(f"{name}, files", {path.relative_to(tmp_path).as_posix(): content(path, tmp_path) for path in new})
 
 

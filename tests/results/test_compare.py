@@ -102,6 +102,7 @@ def test_what_can_not_be_compared_is_refused(tmp_path: Path) -> None:
         ("primary", "seen_r2", "their metric is seen_mse and seen_r2"),
         ("action_mode", "relative", "their target is absolute and relative"),
         ("relative_frame", "local", "their frame of motion is None and local"),
+        ("options", {"choice": "means"}, "their epoch is picked on a held-out tenth and averaged"),
     ):
         write_result(tmp_path / "b" / "result.json", result.model_copy(update={field: value}))
         fails(UsageError, message, compare_results, [tmp_path / "a", tmp_path / "b"])

@@ -73,8 +73,7 @@ def test_ctrl_c_stops_a_sweep_and_is_no_failure_of_a_run(place: Path, monkeypatc
 
 
 def test_parts_of_a_sweep_are_the_whole(place: Path) -> None:
-    picture = next((place / "data/regression/calvin").rglob("*.png"))
-    whole = picture.read_bytes()
+    whole = (picture := next((place / "data/regression/calvin").rglob("*.png"))).read_bytes()
     picture.write_bytes(b"")
     part = sweep(place, SWEEP, "--part", "2/2")
     assert (part.code, "2 runs: 2 done now" in part.out) == (1, True), "a row of theirs can't be read"
