@@ -112,8 +112,8 @@ class ProgressBar:
             self._logged = time.monotonic()
             rate = max(self._done - self._first, 1e-9) / (self._logged - self._started)
             left = (self._total - self._done) / rate
-            where = f"{self._title}: {self._done} of {self._total}"
-            log.info("%s, %.1f %ss/s, %.0f s left", where, rate, self._unit, left)
+            pace = f"{rate:.1f} {self._unit}s/s" if rate > 0.1 else f"{1 / rate:.0f} s per {self._unit}"
+            log.info("%s: %d of %d, %s, %.0f s left", self._title, self._done, self._total, pace, left)
 
     def skip(self, count: int) -> None:
         """Count work that was done before; it says nothing about the rate."""

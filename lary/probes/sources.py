@@ -27,8 +27,8 @@ FLOAT = 4  # bytes of a float32
 COPIES = 4  # of the weights: themselves, gradients, and two moments of AdamW
 # Batches read ahead, the current one, its normalised form and their gradients.
 BATCH_COPIES = AHEAD + 6
-# Tokens in a forward pass on a CPU: enough for its matrix products, few enough
-# for its cache. On CUDA, activations may take this share of the memory.
+# Tokens in a forward pass on a CPU, of 256 channels or more: enough for its matrix
+# products, few enough for its cache. On CUDA, activations may take this share of the memory.
 CHUNK_TOKENS = 2048
 CUDA_SHARE = 0.2
 
@@ -232,7 +232,7 @@ def samples_at_once(tokens: tuple[int, ...], model_dim: int, depth: int, device:
     """
     length = math.prod(tokens[:-1])
     if not device.startswith("cuda"):
-        return max(1, CHUNK_TOKENS // length)
+        return max(1, CHUNK_TOKENS * max(1, 256 // model_dim) // length)
     held = torch.cuda.get_device_properties(device).total_memory * CUDA_SHARE
     # 20: norms, queries, keys, values, two wide MLP layers and residuals.
     return max(1, int(held / (FLOAT * 20 * model_dim * depth * length)))

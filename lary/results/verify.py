@@ -24,7 +24,7 @@ SMALLEST_NORM = 1e-8
 OLDER = "This older result lacks"
 HOLDS = "All digests hold, and the folder has no other file."
 NOT_CHECKED = """\
-Not checked: latents, media and tables, which are not in the folder.
+Not checked: latents, media, tables and action files, which are not in the folder.
 Not recomputed: intervals, p values, losses, controls, rows by class, dimension and robot type, figures.
 """
 

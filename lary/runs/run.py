@@ -1,9 +1,13 @@
 """``lary run`` and ``lary demo``: the latents that probes need, and the probes."""
 
+import math
 import os
+import sys
 import time
-from collections.abc import Iterable, Mapping
+import traceback
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from lary.configs import ActionOptions, ClassifyConfig, ExtractConfig, RegressConfig, RunConfig
@@ -12,14 +16,15 @@ from lary.data.spec import DATASETS, LabelSpace
 from lary.data.splits import find_table, offer_folds
 from lary.models.overview import weights_state
 from lary.models.spec import MODELS, ModelSpec
-from lary.results.record import EvalResult
+from lary.results.record import FILE_NAME, EvalResult, read_result
 from lary.results.report import write_report
 from lary.runs.extract import FRAME_CONTROLS, extract, extract_changed
 from lary.runs.probe import ProbeRun, run_probe
 from lary.runs.tasks import ProbeConfig, check_options
-from lary.runtime import log
+from lary.runtime import log, progress, usable_cores
 from lary.settings import CONFIG_NAME, FOLDERS, NAMES, Settings, load_settings
-from lary.types import RANDOM, JsonDict, UsageError
+from lary.types import RANDOM, JsonDict, LaryError, UsageError
+from lary.workers import Answer, NoAnswer, Pool, Question
 
 OF_EXTRACTION = ("precision", "mode", "stride")
 """Options of the extraction, or with another meaning for a probe."""
@@ -99,6 +104,9 @@ def _of(kind: type[Any], values: Mapping[str, Any]) -> JsonDict:
 
 # The demo
 
+DEMO_PROCESSES = 4
+"""Most runs of the demo at once, each with one thread: small matrices gain little from more."""
+
 
 def run_demo(config: DemoConfig) -> int:
     """Run the benchmark on simulated robots; returns the exit code.
@@ -109,21 +117,55 @@ def run_demo(config: DemoConfig) -> int:
 
     started = time.monotonic()
     simulate(config.out, SimulateConfig(**_of(SimulateConfig, vars(config))))
-    # Only the checkpoints are taken from the environment: the folders are the demo's own.
-    environment = {name: os.environ[name] for name in NAMES if name in os.environ and name not in FOLDERS}
-    settings = load_settings(config=config.out / CONFIG_NAME, environment=environment)
+    settings = demo_settings(config.out)
     models = demo_models(settings)
-    runs = []
-    for dataset in (record for record in DATASETS if record.in_demo):
-        for model in models:
-            asked = RunConfig(model=model.name, dataset=dataset.name, probe_preset="demo", model_seed=config.seed)
-            runs.append(run_splits(asked, dataset.splits, settings))
+    asked = [
+        {"model": model.name, "dataset": dataset.name, "probe_preset": "demo", "model_seed": config.seed}
+        for dataset in DATASETS
+        if dataset.in_demo
+        for model in models
+    ]
+    done: list[Any] = [None] * len(asked)
+    given, processes = (str(config.out), *sys.argv), min(usable_cores(), DEMO_PROCESSES)
+    with (
+        Pool(f"{__name__}:demo_worker", processes, arguments=given) as pool,
+        progress(len(asked), "demo", "run") as bar,
+    ):
+        for number, answer in pool.map(asked, math.inf):
+            if isinstance(answer, NoAnswer):
+                raise LaryError(f"The run of {asked[number]['model']} died ({answer}), perhaps for want of memory.")
+            if "error" in answer:
+                raise LaryError(answer["error"])
+            done[number] = answer
+            bar.advance()
     page = write_report(settings.path("LARY_LOG_DIR"), config.out / "report.html")
-    print(results_table([run.probe.result for run in runs]))
-    if not any(run.extracted or run.probe.new for run in runs):
+    print(results_table([read_result(Path(run["file"])) for run in done]))
+    if not any(run["work"] for run in done):
         print("Everything was done before: nothing was run again.")
     print(f"Took {time.monotonic() - started:.0f} s. Open {page} in a browser.")
-    return 1 if any(run.failures for run in runs) else 0
+    return 1 if any(run["failures"] for run in done) else 0
+
+
+def demo_settings(folder: Path) -> Settings:
+    """The settings of a demo: only checkpoints come from the environment, the folders are its own."""
+    environment = {name: os.environ[name] for name in NAMES if name in os.environ and name not in FOLDERS}
+    return load_settings(config=folder / CONFIG_NAME, environment=environment)
+
+
+def demo_worker(folder: str, *command: str) -> Callable[[Question], Answer]:
+    """Make the answers of a process that does runs of the demo; results name the `command` of its parent."""
+    settings, sys.argv = demo_settings(Path(folder)), list(command)
+
+    def answer(question: Question) -> Answer:
+        try:
+            asked = RunConfig(**question)
+            report = run_splits(asked, DATASETS.get(asked.dataset).splits, settings)
+        except Exception as error:
+            return {"error": str(error) if isinstance(error, LaryError) else traceback.format_exc()}
+        work = bool(report.extracted or report.probe.new)
+        return {"file": str(report.probe.folder / FILE_NAME), "work": work, "failures": report.failures}
+
+    return answer
 
 
 def demo_models(settings: Settings) -> list[ModelSpec]:
