@@ -71,7 +71,7 @@ def _header_of(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]
             if version == (1, 0):
                 return np.lib.format.read_array_header_1_0(io.BytesIO(length + text))
             return np.lib.format.read_array_header_2_0(io.BytesIO(length + text))
-    except Exception as error:  # numpy parses the header as Python, which raises many kinds
+    except Exception as error:  # numpy parses the header as Python: anything may be raised
         reason = str(error).splitlines() or [""]
         raise ValueError(f"its header can't be read ({reason[0][:200]})") from None
 
@@ -128,7 +128,7 @@ def _member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, size: int, largest
 
 
 def tokens_checksum(path: Path) -> str:
-    """The CRC-32 and size that an ``.npz`` names of its tokens, which aren't read. Raises MediaError."""
+    """CRC-32 and size of the tokens in an ``.npz``, which aren't read. Raises MediaError."""
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             about = archive.getinfo("tokens.npy")

@@ -20,7 +20,7 @@ def moved() -> dict[str, list[str]]:
 
 
 class OldPaths(MetaPathFinder, Loader):
-    """A finder for the modules of ``moved.json``, with the names of the new ones."""
+    """A finder for modules of ``moved.json``, with the new ones' names."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -36,5 +36,5 @@ class OldPaths(MetaPathFinder, Loader):
             module.__dict__.update({k: v for k, v in vars(importlib.import_module(name)).items() if k[:2] != "__"})
 
 
-# The last finder, so that it is only asked for modules that no longer exist.
+# The last finder: it is asked only for modules that are gone.
 sys.meta_path.append(OldPaths())

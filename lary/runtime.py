@@ -200,7 +200,7 @@ def pick_devices(gpus: str | None, choice: str = "auto", *, every: bool = False)
     if missing := [index for index in wanted if index >= count]:
         there = "CUDA device 0 alone" if count == 1 else f"CUDA devices 0 to {count - 1}"
         raise UsageError(f"--gpus {gpus}: this machine has {there}, not {missing[0]}: name those that are there.")
-    torch.backends.cudnn.allow_tf32 = False  # patch embeddings are convolutions: fp32 means fp32
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32, in convolutions too
     devices = [f"cuda:{index}" for index in wanted]
     tell_once(f"working on {', '.join(devices)} of {count} visible CUDA devices")
     return devices

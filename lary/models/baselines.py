@@ -1,8 +1,8 @@
 """Baselines without trained weights: pixels, differences, flow, random ViT.
 
-They show what these alone hold of an action. All give a grid of 8 x 8 tokens.
-Probes treat tokens as a set, so all but the random features end with their
-cell's position: row and column of its centre in [-1, 1].
+They show what these alone hold of an action, on a grid of 8 x 8
+tokens. Probes treat tokens as a set, so all but random features
+end with their cell's position: row and column in [-1, 1].
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def cells(maps: Tensor, side: int) -> Tensor:
 
 
 class _Weightless:
-    """Base of the baselines that have no network."""
+    """Base of baselines without a network."""
 
     identity = WeightsIdentity()
     least = 1
@@ -49,7 +49,7 @@ class _Weightless:
 
         check_frames(self._spec, clips, side=self._size, least=self.least)
         tokens = self.measure(clips)
-        centres = (torch.arange(GRID, device=tokens.device, dtype=tokens.dtype) + 0.5) * (2 / GRID) - 1
+        centres = (torch.arange(GRID).to(tokens) + 0.5) * (2 / GRID) - 1
         place = torch.cartesian_prod(centres, centres)  # row and column of each cell's centre
         return Latents(torch.cat([tokens, place.expand(*tokens.shape[:-1], PLACE)], dim=-1))
 
@@ -70,10 +70,10 @@ class Pixels(_Weightless):
 class FrameDifference(_Weightless):
     """What changes between neighbours: P = T - 1, N = 64, D = 66.
 
-    A token holds 16 averages each of signed red, green and blue, and of
-    absolute grey changes, and its position. Differences of moving things are
-    about a tenth of the range: the record divides by 0.1, so that they are
-    near 1.
+    A token holds 16 averages each of signed red, green
+    and blue, and of absolute grey changes, and its
+    position. Differences are about a tenth of the range:
+    the record divides by 0.1, to bring them near 1.
     """
 
     least = 2
@@ -92,9 +92,9 @@ class FrameDifference(_Weightless):
 class OpticalFlow(_Weightless):
     """Motion between neighbours: P = T - 1, N = 64, D = 6.
 
-    A token holds the means and standard deviations of right and down in a
-    cell, and its position. Flow is in pixels of the 128 x 128 frame, computed
-    on grey levels by OpenCV's DISOpticalFlow, on the CPU.
+    A token holds means and standard deviations of right and down
+    in a cell, and its position. Flow is in pixels of the 128 x 128
+    frame, on grey levels, by OpenCV's DISOpticalFlow on the CPU.
     """
 
     least = 2
@@ -107,7 +107,7 @@ class OpticalFlow(_Weightless):
         # OpenCV's types don't know that it makes its own output.
         calculate: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc
         red, green, blue = clips.cpu().unbind(dim=2)
-        grey = (red * 0.299 + green * 0.587 + blue * 0.114).round().byte()  # ITU-R BT.601, as OpenCV converts
+        grey = (red * 0.299 + green * 0.587 + blue * 0.114).round().byte()  # ITU-R BT.601, as in OpenCV
         pairs = neighbour_pairs(grey[:, :, None])
         flow = np.stack([calculate(*pair, None) for pair in pairs.flatten(0, 1).squeeze(2).numpy()])
         field = torch.from_numpy(flow).to(self._device).movedim(-1, 1)  # (B * P, 2, H, W)
@@ -119,8 +119,8 @@ class OpticalFlow(_Weightless):
 class RandomViT(NetworkEncoder):
     """A transformer that was never trained: P = T, N = 64, D = 192.
 
-    Weights are drawn from ``context.seed`` on the CPU, so they are the same on
-    every device. Matrices keep the scale of what passes them.
+    Weights are drawn from ``context.seed`` on the CPU, the same
+    for every device. Matrices keep the scale of what passes them.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
@@ -130,7 +130,7 @@ class RandomViT(NetworkEncoder):
         # The seed decides the weights, and is part of the latents' identity.
         super().__init__(spec, context, WeightsIdentity(random=True))
         dim, patch = spec.dim or 0, spec.options["patch"]
-        with torch.random.fork_rng(devices=[]):  # modules draw their own start, which the caller mustn't feel
+        with torch.random.fork_rng(devices=[]):  # the caller mustn't notice that modules draw
             embed = nn.Conv2d(3, dim, patch, stride=patch)
             block = nn.TransformerEncoderLayer(
                 dim, spec.options["heads"], 4 * dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
@@ -142,11 +142,11 @@ class RandomViT(NetworkEncoder):
         count = (spec.preprocess.size // patch) ** 2
         place = torch.empty(1, count, dim).normal_(0, 1, generator=generator)
         with torch.no_grad():
-            for name, parameter in (*embed.named_parameters(), *blocks.named_parameters()):
-                if parameter.ndim == 1:
-                    parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+            for name, value in (*embed.named_parameters(), *blocks.named_parameters()):
+                if value.ndim == 1:
+                    value.fill_(1.0 if name.endswith("weight") else 0.0)
                 else:
-                    parameter.normal_(0, 1 / math.sqrt(parameter[0].numel()), generator=generator)
+                    value.normal_(0, 1 / math.sqrt(value[0].numel()), generator=generator)
         self._place, self._embed = place.to(context.device), embed.to(context.device)
         self._blocks = blocks.eval().to(context.device)
 

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from lary.nets.spacetime import VillaConfig
 
 BACKBONE = "dino_encoder."
-"""The beginning of the backbone's keys in UniVLA's file."""
+"""Prefix of the backbone's keys in UniVLA's file."""
 ARCHITECTURE = "IgorModel"
-"""The name of the network in villa-X's configuration."""
+"""Name of the network in villa-X's configuration."""
 HUB_FOLDER = "lam"
-"""The folder of villa-X in its hub repository, a whole copy of which will do."""
+"""Folder of villa-X in its hub repository, of which a whole copy will do."""
 DERIVED = ("grid_size", "embed_tokens")
 """Fields that follow from others: the published loader overwrites them."""
 MULTIPLES = (
@@ -38,16 +38,16 @@ MULTIPLES = (
     ("encoder_embed_dim", "map_heads"),
     ("decoder_embed_dim", "decoder_n_heads"),
 )
-"""Pairs of fields of villa-X, of which the first is a multiple of the second."""
+"""Fields of villa-X, the first of each pair a multiple of the second."""
 
 
 @register_model(builtin("univla"))
 class UniVLA(NetworkEncoder):
     """Codebook rows of transitions between frames: N = 4 controllable actions.
 
-    A pair gives tokens (B, 4, D) and codes (B, 4), a clip of T frames tokens
-    (B, T - 1, 4, D) and codes (B, T - 1, 4). The backbone's weights come from
-    the same file; each frame passes it once.
+    A pair gives tokens (B, 4, D) and codes (B, 4), T frames give
+    tokens (B, T - 1, 4, D) and codes (B, T - 1, 4). The backbone's
+    weights are in the same file; each frame passes it once.
 
     Attributes:
         backbone: DINOv2 of transformers.
@@ -100,9 +100,9 @@ class UniVLA(NetworkEncoder):
 class VillaX(NetworkEncoder):
     """Codebook rows of transitions between frames: N tokens of width D.
 
-    The weights' configuration decides N and D. A pair gives tokens (B, N, D)
-    and codes (B, N, 1), a clip of T frames tokens (B, T - 1, N, D) and codes
-    (B, T - 1, N): the shapes that the benchmark stores.
+    The weights' configuration decides N and D. As the benchmark
+    stores it, a pair gives tokens (B, N, D) and codes (B, N, 1),
+    T frames tokens (B, T - 1, N, D) and codes (B, T - 1, N).
 
     Attributes:
         network: the encoder and its codebook.
@@ -143,8 +143,8 @@ class VillaX(NetworkEncoder):
     def fitted(self, clips: Tensor) -> Tensor:
         """Clips in the weights' resolution, resized as grey levels, as published.
 
-        The result of a resize is often halfway between two levels: the levels
-        have to be whole numbers again before it, or it is rounded otherwise.
+        Resizing often ends halfway between two levels: they
+        have to be whole numbers before, or it rounds otherwise.
         """
         import torch
 

@@ -1,8 +1,8 @@
 """Image backbones of transformers, each frame by itself.
 
-They are DINOv2, DINOv3, SigLIP 2, and any ``hf:<folder or id>``, whose
-``preprocessor_config.json`` says how frames are prepared, and whose
-``config.json`` says which class runs it.
+They are DINOv2, DINOv3, SigLIP 2, and any ``hf:<folder
+or id>``: ``preprocessor_config.json`` says how frames
+are prepared, ``config.json`` which class runs it.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ class Backbone:
 
     Attributes:
         model: class of transformers.
-        leading: tokens before the patches, besides the register tokens that
-            the configuration counts.
+        leading: tokens before the patches, without the
+            register tokens that the configuration counts.
         patches: the model wants flattened patches instead of an image.
-        one_size: position embeddings exist for the configuration's image size
-            alone.
-        prefix: the beginning of the image tower's keys in a file with a text
-            tower.
-        unused: beginnings of keys on which the patch tokens don't depend; they
-            may be missing and aren't read.
+        one_size: position embeddings fit the
+            configuration's image size alone.
+        prefix: of the image tower's keys
+            in a file with a text tower.
+        unused: prefixes of keys that patch tokens don't
+            depend on; they may be missing and aren't read.
     """
 
     model: str
@@ -69,7 +69,7 @@ class Backbone:
 
 
 def backbone_of(kind: str) -> Backbone:
-    """The entry of ``records.json`` for the ``model_type`` of a model or its tower."""
+    """The entry of ``records.json`` for a ``model_type`` of a model or tower."""
     return Backbone(**with_tuples(builtin_tables()["backbones"][kind.removesuffix("_vision_model")]))
 
 
@@ -77,9 +77,9 @@ def backbone_of(kind: str) -> Backbone:
 class ImageEncoder(NetworkEncoder):
     """Patch tokens of every frame, after the backbone's final norm: P = T.
 
-    N are the patches in rows, D is the checkpoint's, whose ``config.json``
-    decides the architecture. One of another size than the record's runs, with
-    a line in the log: the latents carry its D and digest.
+    N are the patches in rows, D is the checkpoint's, whose
+    ``config.json`` decides. Another size than the record's runs,
+    with a line in the log: the latents carry D and digest.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
@@ -137,7 +137,7 @@ def image_tower(config: JsonDict) -> JsonDict:
 
 
 def patch_inputs(images: Tensor, patch: int) -> Tensors:
-    """Inputs of a model of variable resolution: images (B, 3, H, W) cut in patches."""
+    """Inputs of a model of variable resolution: images (B, 3, H, W) in patches."""
     import torch
 
     batch, channels, height, width = images.shape
@@ -153,14 +153,14 @@ def patch_inputs(images: Tensor, patch: int) -> Tensors:
 PREFIX = "hf:"
 PROCESSOR = "preprocessor_config.json"
 RESAMPLING: dict[int, ResizeMethod] = {1: "pil_lanczos", 2: "pil_bilinear", 3: "pil_bicubic"}
-"""Methods by Pillow's numbers, which the configuration holds."""
+"""Methods by Pillow's numbers, as in configurations."""
 
 
 def any_backbone(name: str) -> ModelSpec | None:
     """The record of ``hf:<folder or hub id>``; None for another form.
 
-    Raises UsageError where nothing is behind the prefix, or as
-    `read_preprocess`.
+    Raises UsageError for nothing behind
+    the prefix, or as `read_preprocess`.
     """
     if not name.startswith(PREFIX):
         return None
@@ -185,8 +185,8 @@ MODELS.add_family(any_backbone)
 def read_preprocess(location: str) -> Preprocess:
     """How frames are prepared, from ``preprocessor_config.json``.
 
-    Without one: the image size of ``config.json``, or 224 pixels, and
-    ImageNet's statistics. Raises UsageError.
+    Without it: the image size of ``config.json``, or 224
+    pixels, and ImageNet's statistics. Raises UsageError.
     """
     file = find_file(location, PROCESSOR)
     if file is None:
@@ -203,7 +203,7 @@ def read_preprocess(location: str) -> Preprocess:
 
 
 def find_file(location: str, name: str, revision: str | None = None) -> Path | None:
-    """A file of a folder or hub repository, or None where it has none. Raises UsageError."""
+    """A file of a folder or hub repository, None where it lacks it. Raises UsageError."""
     folder = as_path(location)
     file = folder / name if folder.exists() else fetch_file(location, name, revision)
     return file if file is not None and file.is_file() else None
@@ -212,17 +212,17 @@ def find_file(location: str, name: str, revision: str | None = None) -> Path | N
 def configured_size(location: str) -> int | None:
     """The image size in ``config.json`` of a network that is made for one.
 
-    None for networks without patches, the benchmark's own that take any size,
-    and images that aren't square.
+    None for networks without patches, the benchmark's own
+    that take any size, and images that aren't square.
     """
     import transformers
 
     file = find_file(location, CONFIG)
     if file is None:
-        return None  # the weights are looked for next, and their error says so
+        return None  # the error for the missing weights follows
     try:
         tower: Any = transformers.AutoConfig.for_model(**read_config(file.parent))
-    except Exception:  # loading says what is wrong with the configuration
+    except Exception:  # loading says what is wrong
         return None
     tower = getattr(tower, "vision_config", None) or tower
     known = builtin_tables()["backbones"].get(tower.model_type)
@@ -261,9 +261,9 @@ def _preprocess_of(config: JsonDict) -> Preprocess:
 class AnyBackbone(NetworkEncoder):
     """Patch tokens of every frame: P = T, N in rows, D of the checkpoint.
 
-    Only the cells of the image are tokens: class, register and detection
-    tokens and pooled vectors are dropped. Two images are encoded at once when
-    the model is loaded, which shows where the cells are.
+    Only cells of the image are tokens, without class,
+    register and detection tokens and pooled vectors.
+    Encoding two images on loading shows where the cells are.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
@@ -286,7 +286,7 @@ class AnyBackbone(NetworkEncoder):
             raise UsageError(f"Model '{spec.name}': transformers has no backbone for a '{config.model_type}' model.")
         self._config, self._masked = config, config.model_type == "vit_mae"
         if self._masked:
-            config.mask_ratio = 0.0  # masking is part of the pretraining alone
+            config.mask_ratio = 0.0  # it is for pretraining
         unused = weight_layout("any backbone").unused
         unused += tuple(f"{model_class.base_model_prefix}.{key}" for key in unused)
         self._model = transformers_model(
@@ -306,7 +306,7 @@ class AnyBackbone(NetworkEncoder):
 
         if not self._masked:
             return self._model(images)
-        # Without noise, even a mask of nothing has the patches in a random order.
+        # Without noise, even a mask of nothing shuffles the patches.
         count = (images.shape[-1] // self._config.patch_size) ** 2
         return self._model(images, noise=torch.arange(count, device=images.device).expand(len(images), -1))
 
@@ -326,13 +326,13 @@ class AnyBackbone(NetworkEncoder):
             if output.ndim == 4 and output.shape[2] == output.shape[3]:
                 maps.append((output.shape[2], output.shape[1]))
 
-        modules = self._model.modules()
-        hooks = [each.register_forward_hook(note) for each in modules if isinstance(each, torch.nn.Conv2d)]
+        layers = self._model.modules()
+        hooks = [each.register_forward_hook(note) for each in layers if isinstance(each, torch.nn.Conv2d)]
         images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0)).to(self._device)
         try:
             with torch.inference_mode():
                 outputs = self._outputs(images)
-        except Exception as error:  # a network of another kind fails in its own way
+        except Exception as error:  # each network fails in its own way
             raise UsageError(
                 f"{kind} can't encode images of {side} x {side} pixels ({reason_of(error)}): hf: takes backbones that "
                 "need an image alone, of the size in the preparation of frames."
@@ -342,7 +342,7 @@ class AnyBackbone(NetworkEncoder):
                 hook.remove()
         features = getattr(outputs, "last_hidden_state", None)
         queries = getattr(outputs, "encoder_last_hidden_state", None) is not None
-        # Hiera has its tokens in rows after a pooling behind each stage but the last.
+        # Hiera's tokens are in rows if each stage but the last pools.
         pools = getattr(self._config, "num_query_pool", None)
         unordered = pools is not None and pools < len(self._config.depths) - 1
         if (

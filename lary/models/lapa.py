@@ -1,9 +1,9 @@
 """Latent action models of the LAQ family, and the ablations of the paper.
 
-They are LAPA on pixels, and the same on features of DINOv2, DINOv3, SigLIP 2
-and Open-MAGVIT2. One file holds the latent action model and, mostly, the
-encoder of frames inside it; where it doesn't, that encoder is read from its
-own file.
+They are LAPA on pixels, and the same on features of
+DINOv2, DINOv3, SigLIP 2 and Open-MAGVIT2. One file
+holds the latent action model and mostly the encoder
+of frames, which else has a file of its own.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 Options = Mapping[str, Any]
 LATENTS = ("continuous", "quantized", "noisy")
-"""What tokens are made of: the latent, its codebook rows, or draws around it."""
+"""What tokens are: the latent, its codebook rows, or draws around it."""
 TOKENIZER_FIELDS = ("z_channels", "ch", "ch_mult", "num_res_blocks", "in_channels", "out_ch")
 ABLATION = re.compile(r"dinov3-(cs(\d+)_sl(\d+)_dim(\d+)_lr([0-9.]+[eE][-+]?[0-9]+))")
 """Codebook size, code length, width of a code, learning rate.
@@ -49,7 +49,7 @@ The last one names the file and nothing else.
 
 
 def ablation(name: str) -> ModelSpec | None:
-    """The record of an ablation model from its name, or None. Raises UsageError."""
+    """The record of an ablation by its name, or None. Raises UsageError."""
     match = ABLATION.fullmatch(name)
     if match is None:
         return None
@@ -86,12 +86,12 @@ def ablation(name: str) -> ModelSpec | None:
 class LatentActions(NetworkEncoder):
     """What changed between neighbouring frames, in P = T - 1 latent steps.
 
-    A pair has tokens (B, N, D), a clip (B, P, N, D). Codes have the same axes
-    without D, int64. The record's option ``latent`` says what the tokens are
-    made of: ``continuous``, the latent as it is; ``quantized``, its codebook
-    rows; ``noisy``, the latent moved by its quantization error in a random
-    direction, as the published code stores it. The direction is drawn from the
-    seed and the sample's frames, whatever the batch.
+    A pair has tokens (B, N, D), a clip (B, P, N, D). Codes have the
+    same axes without D, int64. By the record's option ``latent``,
+    tokens are ``continuous``, the latent as it is; ``quantized``, its
+    codebook rows; ``noisy``, the latent moved by its quantization
+    error in a random direction, as the published code stores it,
+    drawn from the seed and the sample's frames, whatever the batch.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
@@ -141,7 +141,7 @@ class LatentActions(NetworkEncoder):
 
         like = latent.unflatten(0, (len(clips), -1))[0]
         draws = []
-        for clip in clips.detach()[..., ::7, ::7].cpu().contiguous():  # a part of the pixels tells samples apart
+        for clip in clips.detach()[..., ::7, ::7].cpu().contiguous():  # enough to tell samples apart
             seed = int(digest(str(self._seed), clip.numpy().tobytes()), 16) % 2**63
             draws.append(torch.randn(like.shape, generator=torch.Generator().manual_seed(seed)))
         return torch.cat(draws).to(latent)
@@ -157,18 +157,18 @@ def load_network(
 ) -> tuple[LatentActionModel, str]:
     """The network that a record's options describe, with its weights.
 
-    They are exactly `tensors`, or random. The encoder of frames is read from
-    `tensors` too; where they hold nothing of it, from its own file.
+    They are exactly `tensors`, or random. The encoder of
+    frames is in `tensors` too, or else in its own file.
 
     Args:
-        options: ``network`` (sizes of `LatentActionModel`) and ``features``
-            (how frames are encoded, or None).
+        options: ``network`` (sizes of `LatentActionModel`),
+            and ``features`` (the encoder of frames, or None).
         found: where the tensors come from.
-        settings: values of the variables that name the encoder's own files.
+        settings: variables that name the encoder's own files.
 
     Returns:
-        The network, and the digest of the encoder's own file, or an empty
-        text where none was read.
+        The network, and the digest of the encoder's
+        own file, empty where none was read.
 
     Raises LaryError, UsageError for what is missing or doesn't fit.
     """
@@ -184,7 +184,7 @@ def load_network(
     features, own = options["features"], ""
     rest = dict(tensors)
     inside = split_off(rest, features["prefix"]) if features else {}
-    # Without the encoder of frames yet: the other keys have to fit exactly.
+    # Still without the encoder of frames: other keys have to fit exactly.
     with_weights(network, found, lambda: rest, "cpu")
     if features and "library" in features:
         network.features, own = _load_backbone(spec, features, found, inside, settings, network.grid)
@@ -196,19 +196,19 @@ def load_network(
 def _load_backbone(
     spec: ModelSpec, features: Options, found: Checkpoint, tensors: Tensors, settings: Options, grid: int
 ) -> tuple[nn.Module, str]:
-    """The patch tokens of a transformers backbone, from these tensors or else from its own weights."""
+    """Patch tokens of a transformers backbone, by these tensors or else its own weights."""
     import transformers
 
     from lary.nets.lam import PatchTokens
 
-    beginning, own = features["prefix_on_disk"], ""
+    prefix, own = features["prefix_on_disk"], ""
     if not tensors and found.seed is None:
         record = replace(spec, name=f"{spec.name}, encoder of frames", weights=spec.backbone)
         found = find_weights(record, ModelContext("cpu", "corrected", locate_weights(record, settings)))
         tensors = read_tensors(found.files, Layout(unused=tuple(features["unused"])))
         own = found.identity.digest
-    # The image tower's and the model's own files lack the beginning.
-    named = {beginning + key.removeprefix(beginning): value for key, value in tensors.items()}
+    # Files of the tower or the model alone lack the prefix.
+    named = {prefix + key.removeprefix(prefix): value for key, value in tensors.items()}
     model_class = getattr(transformers, features["library"])
     config = model_class.config_class(**features["config"])
     model = transformers_model(model_class, config, found, lambda: named, "cpu")
@@ -223,9 +223,9 @@ def _load_backbone(
 def _load_tokenizer(
     spec: ModelSpec, features: Options, found: Checkpoint, tensors: Tensors, settings: Options
 ) -> tuple[Any, str]:
-    """The encoder of Open-MAGVIT2, with the digest of its own file, if any.
+    """The encoder of Open-MAGVIT2, and the digest of its own file, if any.
 
-    Its configuration is that which its variable names, or else the record's.
+    Its variable names its configuration; else it is the record's.
     """
     from lary.nets.lam import Tokenizer
 

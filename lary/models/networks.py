@@ -1,10 +1,10 @@
 """How encoders run networks, and the networks' weights.
 
-Weights come from files, from transformers, or are drawn from the seed. Random
-weights (``--weights random``) are those of a model's architecture at its full
-size. They show what the architecture alone holds (a control, Hewitt and Liang
-2019). Every tensor is drawn on the CPU from the seed and its own name,
-whatever the device and the order of construction.
+Weights come from files, from transformers, or are drawn from
+the seed. Random weights (``--weights random``) are those of an
+architecture at its full size: they show what it holds alone (a
+control, Hewitt and Liang 2019). Tensors are drawn on the CPU
+from the seed and their own name, whatever the device and order.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Reader = Callable[[], Tensors]
-"""A function that gives a checkpoint's tensors under the network's names.
+"""A function that returns a checkpoint's tensors by the network's names.
 
 It is not called for random weights.
 """
@@ -34,11 +34,11 @@ It is not called for random weights.
 TABLE_STD = 0.02
 """Standard deviation of position embeddings and learned tokens, as in ViTs."""
 CODEBOOK = "vq"
-"""The beginning of codebooks' names; their rows have the scale of latents."""
+"""Prefix of codebooks' names; their rows have the scale of latents."""
 TOKENS = (
     "cls_token", "class_token", "class_embedding", "distillation_token", "register_tokens", "cls_register_token",
 )  # fmt: skip
-"""Names of learned tokens that precede those of the image."""
+"""Names of learned tokens before those of the image."""
 STARTS_AT_ZERO = ("bias", "beta", "running_mean")
 
 
@@ -59,7 +59,7 @@ class NetworkEncoder:
             log.info("%s: the weights have D = %d, not %d as in the record", spec.name, self.dim, spec.dim)
 
     def encode(self, clips: Tensor) -> Latents:
-        """Clips (B, T, 3, H, W) of the record's size to the tokens of `run`. Raises LaryError."""
+        """Clips (B, T, 3, H, W) of the record's size to tokens of `run`. Raises LaryError."""
         check_frames(self._spec, clips, side=self._spec.preprocess.size)
         return Latents(self.run_alone(clips))
 
@@ -70,9 +70,9 @@ class NetworkEncoder:
     def run_alone(self, inputs: Tensor) -> Any:
         """`run` in float32 on the device, on the CPU one item at a time.
 
-        Convolutions and matrix products of a CPU round differently for batches
-        of different sizes. One by one, which costs no time there, an item's
-        result depends on it alone.
+        Convolutions and matrix products on a CPU round
+        differently for batches of other sizes. One by one, at
+        no cost there, an item's result depends on it alone.
         """
         import torch
 
@@ -89,12 +89,12 @@ def check_frames(spec: ModelSpec, clips: Tensor, *, side: int | None = None, mul
     """Refuse clips that a network can't encode.
 
     Args:
-        side: height and width that frames need to have; None for any.
-        multiple: what height and width have to be multiples of.
-        least: how many frames a clip has to have.
+        side: needed height and width of frames; None for any.
+        multiple: of which height and width are multiples.
+        least: the fewest frames of a clip.
 
-    Raises LaryError for clips that aren't (B, T, 3, H, W), or whose frames are
-    too few or of another size.
+    Raises LaryError for clips that aren't
+    (B, T, 3, H, W), have too few frames or another size.
     """
     if clips.ndim != 5 or clips.shape[2] != 3 or not clips.numel():
         raise LaryError(f"{spec.name} encodes clips (B, T, 3, H, W), not {list(clips.shape)}.")
@@ -109,7 +109,7 @@ def check_frames(spec: ModelSpec, clips: Tensor, *, side: int | None = None, mul
 
 @contextmanager
 def built_from(origin: object, name: str, device: str | None = "meta") -> Iterator[None]:
-    """Build a network from a configuration, in this block; on ``meta`` it has no memory.
+    """Build a network by a configuration, in this block; on ``meta`` without memory.
 
     Raises LaryError, with `origin` and `name`, where it describes none.
     """
@@ -120,7 +120,7 @@ def built_from(origin: object, name: str, device: str | None = "meta") -> Iterat
             yield
     except LaryError:
         raise
-    except Exception as error:  # each library has its own for values that it can't use
+    except Exception as error:  # each library has its own
         raise LaryError(f"The configuration of {origin} describes no {name}: {reason_of(error)}.") from error
 
 
@@ -146,7 +146,7 @@ def with_weights(network: Any, found: Checkpoint, read: Reader, device: str) -> 
 
 
 def _refuse_misfits(found: Checkpoint, network: object, problems: Mapping[str, list[str]]) -> None:
-    """Name the keys that don't fit, by what is wrong with them. Raises LaryError."""
+    """Name the keys that don't fit, by what is wrong. Raises LaryError."""
     named = [f"{len(keys)} {what}: {first_names(keys)}" for what, keys in problems.items() if keys]
     if named:
         raise LaryError(
@@ -160,9 +160,9 @@ def transformers_model(
 ) -> Any:
     """A model of transformers in float32 and eval mode, with its weights.
 
-    They are random, or exactly a checkpoint's tensors under its keys on disk.
-    Raises LaryError for missing, unexpected and misshaped keys, but for
-    missing ones that start with one of `unused`.
+    They are random, or exactly a checkpoint's tensors by its keys
+    on disk. Raises LaryError for missing, unexpected and misshaped
+    keys, but for missing ones with a prefix in `unused`.
     """
     import torch
 
@@ -170,15 +170,15 @@ def transformers_model(
     if found.seed is not None:
         from accelerate import init_empty_weights
 
-        # Its draws would be lost, its buffers are computed; the random state
-        # of the caller stays what it was.
+        # Its draws would be lost, its buffers are
+        # computed; the caller's random state stays.
         with described, init_empty_weights(), torch.random.fork_rng(devices=[]):
             network = model_class(config)
         return draw_weights(network, found.seed).to(device)
     tensors = dict(read())
     with described, _quiet_transformers():
-        # Maps keys on disk to those of the library's version. Misshaped ones
-        # are reported with the others below.
+        # Maps keys on disk to those of the library's
+        # version. Misshaped ones are reported below.
         model, report = model_class.from_pretrained(
             None,
             config=config,
@@ -217,10 +217,10 @@ def _quiet_transformers() -> Iterator[None]:
 def draw_weights(network: nn.Module, seed: int) -> nn.Module:
     """Give a network, which may have no memory yet, random weights.
 
-    Matrices and convolutions have a standard deviation of 1 / sqrt(inputs),
-    tables of rows `TABLE_STD`, codebooks 1; scales of norms are 1, shifts 0.
-    Buffers that have memory already are constants of the architecture and
-    stay. Returns the network in eval mode.
+    Matrices and convolutions have a standard deviation of 1 /
+    sqrt(inputs), tables of rows `TABLE_STD`, codebooks 1; scales
+    of norms are 1, shifts 0. Buffers with memory are constants of
+    the architecture and stay. Returns the network in eval mode.
     """
     from torch import nn
 
@@ -235,7 +235,7 @@ def draw_weights(network: nn.Module, seed: int) -> nn.Module:
 
 
 def _drawn(module: nn.Module, name: str, like: Tensor, seed: int) -> Tensor:
-    """A random value for the tensor of this full name, on the CPU."""
+    """A random value for the tensor of a full name, on the CPU."""
     import torch
     from torch import nn
 
@@ -253,7 +253,7 @@ def _drawn(module: nn.Module, name: str, like: Tensor, seed: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Cells:
-    """Where the cells of an image are in the output of a network.
+    """Where the cells of an image are in a network's output.
 
     Attributes:
         side: rows and columns of the square.
@@ -276,7 +276,7 @@ def find_cells(features: Tensor, maps: Sequence[tuple[int, int]], extra: tuple[i
     """The cells in features (B, L, D), (B, C, H, W) or (B, H, W, C).
 
     Args:
-        maps: sides and channels of the maps that convolutions gave.
+        maps: sides and channels of maps by convolutions.
         extra: learned tokens before and behind the cells.
 
     Returns None where no square accounts for all tokens.
@@ -285,7 +285,7 @@ def find_cells(features: Tensor, maps: Sequence[tuple[int, int]], extra: tuple[i
     for side, channels in maps:
         sides.add(side)
         down, up = side, side
-        # Stages that merge cells without a convolution widen their tokens.
+        # Stages that merge cells without convolution widen tokens.
         while up > 1 and channels not in (shape[1], shape[-1]):
             down, up = max(1, down // 2), (up + 1) // 2
             sides |= {down, up}
@@ -304,12 +304,12 @@ def find_cells(features: Tensor, maps: Sequence[tuple[int, int]], extra: tuple[i
 
 
 def count_extra(network: nn.Module) -> tuple[int, int]:
-    """How many learned tokens a network puts before and behind the image cells."""
+    """How many learned tokens are before and behind the image cells."""
     before = behind = 0
-    for path, parameter in network.named_parameters():
+    for path, value in network.named_parameters():
         name = path.rpartition(".")[2]
         if "detection_token" in name:
-            behind += parameter.numel() // parameter.shape[-1]
+            behind += value.numel() // value.shape[-1]
         elif name in TOKENS:
-            before += parameter.numel() // parameter.shape[-1]
+            before += value.numel() // value.shape[-1]
     return before, behind

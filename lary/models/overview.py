@@ -30,13 +30,13 @@ TABLES = {
 }
 """Titles of the tables by model."""
 ABLATED = {"codebook_size": "codebook_size", "sequence_length": "code_seq_len", "latent_dim": "quant_dim"}
-"""Columns of the table of ablations, with the fields of a network that they name."""
+"""Columns of the table of ablations, with the fields that they name."""
 FACTS = ("model", "paradigm", "params_m", "ablation", *ABLATED)
 """Columns that are no numbers of a result."""
 
 
 def weights_state(spec: ModelSpec, values: Mapping[str, str]) -> tuple[bool, str]:
-    """Whether a model's weights are here, and where they are or what is missing."""
+    """Whether a model's weights are here, and where or what is missing."""
     if spec.weights is None:
         return True, "needs none"
     try:
@@ -49,7 +49,7 @@ def weights_state(spec: ModelSpec, values: Mapping[str, str]) -> tuple[bool, str
 
 
 def where_to_put(weights: Weights | None) -> str:
-    """Where weights are looked for on this machine, as a part of a sentence."""
+    """Where this machine's weights are looked for, within a sentence."""
     if weights is None:
         return "needs no weights"
     places = [weights.variable] if weights.variable else []
@@ -64,7 +64,7 @@ def shape_text(shape: tuple[int, ...]) -> str:
 
 
 def models_table(values: Mapping[str, str]) -> str:
-    """One line per model: key, paradigm, D, shapes, parameters, weights, licence."""
+    """Key, paradigm, D, shapes, parameters, weights, licence of each model."""
     rows = [("key", "paradigm", "D", "pair", "clip", "params (M)", "weights", "licence")]
     for spec in MODELS:
         here, _ = weights_state(spec, values)
@@ -77,7 +77,7 @@ def models_table(values: Mapping[str, str]) -> str:
 
 
 def model_text(spec: ModelSpec, values: Mapping[str, str]) -> str:
-    """The record of a model, and the file or variable that is missing, if any."""
+    """The record of a model, and the missing file or variable, if any."""
     rows = [*facts(spec), ("weights", weights_state(spec, values)[1])]
     if spec.backbone:
         _, state = weights_state(replace(spec, weights=spec.backbone), values)
@@ -87,17 +87,17 @@ def model_text(spec: ModelSpec, values: Mapping[str, str]) -> str:
 
 def facts(spec: ModelSpec) -> list[tuple[str, str]]:
     """Name and text of the fields of a record that are printed."""
-    preprocess = spec.preprocess
-    resize = f"{preprocess.size} x {preprocess.size}"
-    if preprocess.short_side:
-        resize = f"short side {preprocess.short_side}, then centre {preprocess.size}"
+    frames = spec.preprocess
+    resize = f"{frames.size} x {frames.size}"
+    if frames.short_side:
+        resize = f"short side {frames.short_side}, then centre {frames.size}"
     return [
         ("what", spec.description),
         ("paradigm", spec.paradigm),
         ("tokens", f"{shape_text(spec.pair_shape)} per pair, {shape_text(spec.clip_shape)} per clip of nine frames"),
         ("parameters", f"{spec.parameters_m:.2f} million" if spec.parameters_m is not None else "-"),
-        ("frames", f"{resize}, {preprocess.resize}"),
-        ("pixels", f"/ {preprocess.scale:g}, mean {preprocess.mean}, std {preprocess.std}"),
+        ("frames", f"{resize}, {frames.resize}"),
+        ("pixels", f"/ {frames.scale:g}, mean {frames.mean}, std {frames.std}"),
         ("reference", spec.reference or "-"),
         ("licence", spec.licence or "-"),
         *(("published", numbers) for numbers in published_numbers(spec)),
@@ -111,7 +111,7 @@ def published_numbers(spec: ModelSpec) -> list[str]:
     network = spec.options.get("network", {})
     sizes = {column: str(network.get(field)) for column, field in ABLATED.items()}
     found = {title: row for table, title in TABLES.items() for row in paper_rows(table) if row["model"] == spec.name}
-    # Settings that ablations share are repeated, with the same numbers.
+    # Shared settings of ablations are repeated, with the same numbers.
     for row in paper_rows("lam_ablation"):
         if sizes.items() <= row.items():
             found["ablations"] = row
@@ -136,7 +136,7 @@ BATCH = 3
 
 
 def moving_texture(frames: int, seed: int) -> Pixels:
-    """A clip (T, 200, 200, 3) of a coarse texture that moves, drawn from the seed."""
+    """A clip (T, 200, 200, 3) of a moving coarse texture, drawn from the seed."""
     import numpy as np
 
     coarse = np.random.default_rng(seed).integers(0, 256, (25, 25, 3), dtype=np.uint8)
@@ -176,7 +176,7 @@ class ModelCheck:
             return replace(latents, tokens=latents.tokens.float().cpu())
 
     def check_media(self, media: Media, frames: int) -> None:
-        """Check shapes, range, determinism, last frame, time. Raises LaryError."""
+        """Check shape, range, repetition, last frame, time. Raises LaryError."""
         from lary.models.running import DIFFERENT
 
         seed, strict = self.config.seed, self.config.protocol == "corrected"
@@ -215,8 +215,8 @@ class ModelCheck:
 def check_model(spec: ModelSpec, config: CheckModelConfig, values: Mapping[str, str]) -> ModelCheck:
     """Run a model on generated frames on this machine.
 
-    It shows the author of a model what extraction would refuse. Raises
-    LaryError for weights that aren't there or don't fit.
+    It shows a model's author what extraction refuses.
+    Raises LaryError for weights that are missing or misfit.
     """
     from lary.models.running import MEDIA, build
     from lary.runtime import pick_devices

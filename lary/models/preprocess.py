@@ -1,7 +1,7 @@
 """From decoded frames to a model's input, as the model's record says.
 
-Frames are resized as uint8, which every record's resize defines down to the
-grey level, and only then scaled.
+Frames are resized as uint8, which records define
+down to the grey level, and only then scaled.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ def to_planes(frames: Pixels, out: Pixels) -> None:
 
 
 def normalise(planes: Pixels, preprocess: Preprocess, out: Floats | None = None) -> Floats:
-    """Scale and normalise frames (..., 3, H, W), uint8 to float32, maybe into `out`."""
+    """Scale and normalise frames (..., 3, H, W), uint8 to float32, into any `out`."""
     import numpy as np
 
     if out is None:
         out = np.empty(planes.shape, dtype=np.float32)
     scale = np.float32(preprocess.scale)
-    # Plane by plane: what one step writes is in the cache for the next one.
+    # Plane by plane: the next step finds in the cache what one wrote.
     for plane, target in zip(
         planes.reshape(-1, 3, *planes.shape[-2:]), out.reshape(-1, 3, *out.shape[-2:]), strict=True
     ):
@@ -72,8 +72,8 @@ def normalise(planes: Pixels, preprocess: Preprocess, out: Floats | None = None)
 class DeviceNormaliser:
     """`normalise` on a device, bit-identical: uint8 (..., 3, H, W) to float32.
 
-    Constants are tensors there, because CUDA divides by a number of the host
-    by multiplying with its inverse.
+    Constants are tensors there: CUDA divides by a
+    number of the host by multiplying with its inverse.
     """
 
     def __init__(self, preprocess: Preprocess, device: str) -> None:
@@ -91,8 +91,8 @@ class DeviceNormaliser:
 def resize(clip: Pixels | Sequence[Pixels], preprocess: Preprocess) -> Pixels:
     """The uint8 part of `prepare`: T frames (H, W, 3) to (T, H', W', 3).
 
-    Raises LaryError for frames that aren't uint8 RGB of one size, or that are
-    too small for the record's crop.
+    Raises LaryError for frames that aren't uint8
+    RGB of one size, or too small for the crop.
     """
     import numpy as np
 
@@ -110,13 +110,13 @@ def resize(clip: Pixels | Sequence[Pixels], preprocess: Preprocess) -> Pixels:
         return frames
     if min(frames.shape[1:3]) < size:
         raise LaryError(f"A frame of {width} x {height} pixels is too small for the record's crop of {size}.")
-    # These roundings, and int() above, are those of V-JEPA 2's published code.
+    # These roundings, and int() above, are V-JEPA 2's published ones.
     top, left = (round((side - size) / 2) for side in frames.shape[1:3])
     return frames[:, top : top + size, left : left + size]
 
 
 def _resized(clip: Pixels | Sequence[Pixels], how: str, height: int, width: int) -> Pixels:
-    """Resize frames by a `ResizeMethod`: a library, and its name for the filter."""
+    """Resize frames by a `ResizeMethod`: a library, and its filter."""
     import numpy as np
 
     library, _, name = how.partition("_")
@@ -153,8 +153,8 @@ def neighbour_pairs(clips: Clip) -> Clip:
 def mix_planes(clips: Clip) -> Clip:
     """Reshape (..., T, 3, H, W) as the published code, which meant to permute.
 
-    A sample's planes are ordered channel by channel (all frames of R, then G,
-    then B) and image k is made of planes 3k to 3k + 2, so each image holds
-    colour planes of several frames. The shape stays.
+    Planes are ordered by channel (all frames of R, then G,
+    then B) and image k is made of planes 3k to 3k + 2: each
+    holds colour planes of several frames. The shape stays.
     """
     return clips.swapaxes(-4, -3).reshape(clips.shape)

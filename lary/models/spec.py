@@ -1,4 +1,4 @@
-"""The record of a model: what it encodes, from which frames, with which weights."""
+"""The record of a model: what it encodes, from which frames, by which weights."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class Preprocess:
     Attributes:
         size: height and width of the output in pixels.
         resize: whose arithmetic resizes.
-        short_side: resize the short side to this and crop the centre, instead
-            of resizing to `size` directly.
+        short_side: resize the short side to this and crop
+            the centre, instead of resizing to `size`.
         scale: divide by this (255 maps to [0, 1]).
         mean, std: per channel, after scaling.
-        reader: library that decodes images; both give the same pixels for PNG,
-            JPEG may differ by a grey level.
-        clamp: under the ``paper`` protocol, an index behind the last frame of
-            a clip gives that frame; without it the sample fails, and under
-            ``corrected`` always.
+        reader: library that decodes images; both give the
+            same PNG, JPEG may differ by a grey level.
+        clamp: under ``paper``, an index behind the last
+            frame of a clip gives that frame; without it,
+            and under ``corrected``, the sample fails.
     """
 
     size: int = 224
@@ -56,8 +56,8 @@ class Weights:
         variable: the setting that holds a path or a hub id.
         folder: a folder or file under ``MODEL_DIR``.
         hub: repository, at `revision`.
-        extra: the extra of lary that installs `packages`: first the Python
-            package whose folder holds the weights, then what runs them.
+        extra: of lary, for `packages`: first the Python package
+            whose folder holds the weights, then what runs them.
         hint: what else a user should know, as a sentence.
     """
 
@@ -87,7 +87,7 @@ class ModelContext:
 
     Attributes:
         device: a torch device.
-        weights: a path, a hub id, or ``random``; None for a model without
+        weights: a path, a hub id, or ``random``; None for models without
             weights.
         revision: of the hub's repository, if one was asked for.
         seed: of random weights and noise.
@@ -102,7 +102,7 @@ class ModelContext:
     settings: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raise UsageError for a revision that leads the hub's cache elsewhere."""
+        """Raise UsageError for a revision that leaves the hub's cache."""
         if self.revision is not None and not REVISION.fullmatch(self.revision):
             raise UsageError(f"--revision {self.revision!r}: expected a branch, a tag or a commit.")
 
@@ -115,32 +115,32 @@ class ModelSpec:
         name: the key on the command line.
         paradigm: as in the paper's tables.
         dim: D of the tokens; None if the weights decide.
-        preprocess: under the ``corrected`` protocol; `preprocess_paper` under
-            ``paper`` where it differs, and `preprocess_paper_clip` for clips
-            where the published code prepares them in yet another way.
+        preprocess: under ``corrected``; `preprocess_paper` under
+            ``paper`` where it differs, and `preprocess_paper_clip`
+            where the published code prepares clips in another way.
         weights: None for a model that needs none.
-        pair_shape, clip_shape: tokens of one image pair, and of one clip of
-            nine frames, (P, N, D) or (N, D); `pair_shape_paper` and
-            `clip_shape_paper` where the ``paper`` protocol has others.
-        backbone: where the encoder of frames is that the model's file may
-            lack, or None.
-        options: constants for the model class, differences between records
-            that share one; `options_paper` are laid over them under the
-            ``paper`` protocol.
+        pair_shape, clip_shape: tokens of an image pair, and a clip
+            of nine frames, (P, N, D) or (N, D); `pair_shape_paper`
+            and `clip_shape_paper` for other ones under ``paper``.
+        backbone: the encoder of frames that
+            the model's file may lack, or None.
+        options: constants for the model class, differences
+            between its records; `options_paper` are laid
+            over them under ``paper``.
         paper_differences: what the ``paper`` protocol changes, if anything.
         notes: known facts and defects, for ``docs/models.md``.
-        class_token: whether the class gives a class token for every step, as
-            ``Latents.cls``.
-        in_demo: whether ``lary demo`` runs it if its weights are on the
-            machine; without any it always runs.
-        grid: rows and columns of the square of image cells that the tokens of
-            a step encode, row by row; 0 where a token encodes no cell, None
-            where it is the root of N.
-        first_frame_alone: whether the first latent step of a compressed clip
-            shows the first frame alone and the others equal parts of the rest,
-            as in causal autoencoders; elsewhere all steps show equal parts.
-        codebook: how many codes the model has; None without a codebook.
-        ablation: what an ablation varies, by name of the setting, or empty.
+        class_token: whether every step has a
+            class token, as ``Latents.cls``.
+        in_demo: whether ``lary demo`` runs it if its weights
+            are here; a model without any always runs.
+        grid: rows and columns of the square of image
+            cells that the tokens of a step encode, row by
+            row; 0 for no cells, None for the root of N.
+        first_frame_alone: whether the first step of a compressed clip
+            shows the first frame alone and the others equal parts of the
+            rest, as in causal autoencoders; else all show equal parts.
+        codebook: number of codes; None without a codebook.
+        ablation: what an ablation varies, by setting, or empty.
     """
 
     name: str
@@ -172,7 +172,7 @@ class ModelSpec:
     factory: Factory | None = None
 
     def preprocessing(self, protocol: BenchmarkProtocol, media: Media = "pair") -> Preprocess:
-        """The preprocessing that a protocol asks for, for image pairs or clips."""
+        """The preprocessing of a protocol, for image pairs or clips."""
         if protocol == "corrected":
             return self.preprocess
         clip = self.preprocess_paper_clip if media == "clip" else None
@@ -183,7 +183,7 @@ class ModelSpec:
         return self.options | (self.options_paper if protocol == "paper" else {})
 
     def shape(self, protocol: BenchmarkProtocol, media: Media) -> tuple[int, ...]:
-        """Tokens of one sample under a protocol; empty where the record doesn't say."""
+        """Tokens of one sample under a protocol; empty if not in the record."""
         paper: tuple[int, ...] = getattr(self, f"{media}_shape_paper") if protocol == "paper" else ()
         return paper or getattr(self, f"{media}_shape")
 
@@ -192,7 +192,7 @@ Factory = Callable[[ModelSpec, ModelContext], Encoder]
 """A model class, or a function in its place."""
 
 REVISION = re.compile(r"(?!.*\.\.)\w[\w./+-]{0,254}")
-"""A name of git that is no option, no absolute path, and leads nowhere upwards."""
+"""A name of git, but no option, absolute path, or one that leads upwards."""
 
 MODELS: Registry[ModelSpec] = Registry(
     "model",
@@ -204,8 +204,8 @@ MODELS: Registry[ModelSpec] = Registry(
 def register_model(*specs: ModelSpec) -> Callable[[Factory], Any]:
     """Class decorator: register records that this class runs.
 
-    The class is called as ``cls(spec, context)``. Raises UsageError for a name
-    that is taken.
+    The class is called as ``cls(spec, context)``.
+    Raises UsageError for a taken name.
     """
 
     def decorate(factory: Factory) -> Any:
@@ -220,8 +220,8 @@ def register_model(*specs: ModelSpec) -> Callable[[Factory], Any]:
 def builtin_tables() -> dict[str, JsonDict]:
     """The content of ``records.json``.
 
-    It holds the models, their files (see `Layout`), renamed keys and fields,
-    and backbones.
+    It holds models, their files (see `Layout`),
+    renamed keys and fields, and backbones.
     """
     file = Path(__file__).with_name("records.json")
     tables: dict[str, JsonDict] = json.loads(file.read_text(encoding="utf-8"))
@@ -231,8 +231,8 @@ def builtin_tables() -> dict[str, JsonDict]:
 def builtin(name: str) -> ModelSpec:
     """A record of this package, still without its class.
 
-    In ``records.json``, ``{"$ref": NAME}`` is the shared value or the model of
-    that name; keys beside it replace those of what it names.
+    In ``records.json``, ``{"$ref": NAME}`` is the shared value
+    or the model of that name; keys beside it replace its own.
     """
     tables = builtin_tables()
     known = tables["shared"] | tables["models"]
@@ -270,8 +270,8 @@ def renamed_fields(config: Mapping[str, Any], table: str) -> JsonDict:
 def with_latent(spec: ModelSpec, latent: str | None) -> ModelSpec:
     """The record with another kind of latent, under both protocols.
 
-    None leaves it as it is. Raises UsageError where the model has one kind
-    only.
+    None leaves it. Raises UsageError
+    if the model has one kind only.
     """
     if latent is None:
         return spec
@@ -284,12 +284,12 @@ def with_latent(spec: ModelSpec, latent: str | None) -> ModelSpec:
 def locate_weights(spec: ModelSpec, values: Mapping[str, str], override: str | None = None) -> str | None:
     """The path or hub id to load weights from.
 
-    It is that of ``--weights``, the record's variable, its folder under
-    MODEL_DIR, its Python package, or its hub id, in this order. ``--weights random`` is no path
-    and stays as it is; a folder of that name is ``./random``.
+    It is that of ``--weights``, the record's variable, its folder
+    under MODEL_DIR, its Python package, or its hub id, in this order.
+    ``random`` is no path: a folder of that name is ``./random``.
 
-    Raises UsageError for a path that doesn't exist, or where nothing says
-    where they are, or the model has none.
+    Raises UsageError for a path that doesn't exist, weights
+    that nothing locates, or an `override` without any.
     """
     weights = spec.weights
     if weights is None:
@@ -302,7 +302,7 @@ def locate_weights(spec: ModelSpec, values: Mapping[str, str], override: str | N
         path = as_path(named)
         if path.exists():
             return str(path)
-        # Anything else that doesn't exist can only be a hub id: OWNER/NAME.
+        # What doesn't exist can only be a hub id: OWNER/NAME.
         if named.startswith((".", "/", "~")) or path.is_absolute() or named.count("/") != 1:
             source = "--weights" if override else weights.variable
             raise UsageError(f"Weights of '{spec.name}': {source} points to {named}, which does not exist. Correct it.")
@@ -319,7 +319,7 @@ def locate_weights(spec: ModelSpec, values: Mapping[str, str], override: str | N
 
 
 def remedy(spec: ModelSpec, expected: str) -> str:
-    """Where weights, called `expected`, have to be to be found, as a sentence."""
+    """Where `expected` weights have to be, as a sentence."""
     weights = spec.weights or Weights()
     places = [f"set {weights.variable} to {expected}"] if weights.variable else []
     places += [f"put {weights.folder} into MODEL_DIR"] if weights.folder else []

@@ -1,4 +1,4 @@
-"""Tensors of weight files, read without running anything in them, and renamed."""
+"""Tensors of weight files, read without running code in them, and renamed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONFIG = "config.json"
 LISTED = 8
 """How many keys an error names before it only counts."""
 SHARED = 8
-"""How many tensors may hold a byte of a file, on average."""
+"""How many tensors may share a byte of a file, on average."""
 
 
 @dataclass(frozen=True)
@@ -33,19 +33,19 @@ class Layout:
     """In which files a model's checkpoint comes, and what of them is read.
 
     Attributes:
-        files: names under a folder or repository, of which the first that is
-            there is read. Empty for a folder of transformers, with its weights
-            in one file or in shards.
-        kind: field and value in ``config.json`` beside the weights by which a
-            library's folder is known; without them, or where no library has
-            the model, the file is the released one and the record describes
-            the network.
-        unused: beginnings of keys without a part in encoding; they may be
-            absent.
-        sections: entries of a pickled file under which the tensors may be;
-            else they are at the top.
-        wrappers: parts of keys that training has left; like the published
-            loaders, they are taken out wherever they are.
+        files: names under a folder or repository, the first
+            that is there is read. Empty for a folder of
+            transformers, with one weight file or shards.
+        kind: field and value in ``config.json`` that mark
+            a library's folder; without them, or where no
+            library has the model, the file is the released
+            one and the record describes the network.
+        unused: prefixes of keys without a part
+            in encoding; they may be absent.
+        sections: entries of a pickled file with
+            the tensors; else they are at the top.
+        wrappers: parts of keys left by training; like
+            the published loaders, they are dropped.
     """
 
     files: tuple[str, ...] = ()
@@ -91,8 +91,8 @@ def read_tensors(files: Sequence[Path], layout: Layout) -> Tensors:
             if name in tensors:
                 raise LaryError(f"The weights {file} hold {name} twice, in two files or within and without a wrapper.")
             if not name.startswith(layout.unused):
-                # Copies what is used of a mapped file of torch.save, so that
-                # the training state in it is never read.
+                # Copies what is used of a mapped file, so
+                # that the training state in it is never read.
                 kind = torch.float32 if value.is_floating_point() else value.dtype
                 tensors[name] = value.to(kind, copy=pickled)
     return tensors
@@ -141,23 +141,23 @@ def _unpickle(file: Path) -> Any:
         if packed:
             _check_stored(file)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected pickle protocol")  # it is read, or it is refused below
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # read, or refused below
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=packed)
         _check_sizes(content, file.stat().st_size)
         return content
-    except Exception as error:  # the unpickler of a hostile or broken file may raise anything
+    except Exception as error:  # hostile or broken files may raise anything
         if others := _names_besides_tensors(file):
             raise LaryError(
                 f"The weights {file} are refused: besides tensors they hold {first_names(others)}, and reading that "
                 "would run code. Convert them to safetensors, where you trust them."
             ) from error
-        # Torch advises to drop its safeguard, which isn't passed on.
+        # Torch's advice to drop its safeguard isn't passed on.
         telling = isinstance(error, ValueError) or (packed and "weights_only" not in str(error))
         raise _unreadable(file, "plain tensors", reason_of(error) if telling else "") from error
 
 
 def _names_besides_tensors(file: Path) -> list[str]:
-    """Names in a pickled file besides tensors, found without running anything."""
+    """Names in a pickled file besides tensors, found without running it."""
     from torch.serialization import get_unsafe_globals_in_checkpoint
 
     names: set[str] = set()
@@ -200,35 +200,35 @@ def _check_stored(file: Path) -> None:
 
 
 def _check_sizes(content: Any, size: int) -> None:
-    """Raise ValueError for tensors that spread a few bytes over a giant shape.
+    """Raise ValueError for tensors that spread few bytes over a giant shape.
 
-    Their first copy would fill the memory. Shared tensors count every time;
-    the most that checkpoints share is a few embeddings.
+    Their first copy would fill the memory. Shared ones count
+    every time; checkpoints share a few embeddings at most.
     """
     import torch
 
-    announced, waiting, seen = 0, [content], set()
+    total, waiting, seen = 0, [content], set()
     while waiting:
         item = waiting.pop()
         if isinstance(item, torch.Tensor):
-            announced += item.numel() * item.element_size()
+            total += item.numel() * item.element_size()
         elif isinstance(item, Mapping | list | tuple) and id(item) not in seen:
             seen.add(id(item))
             waiting += item.values() if isinstance(item, Mapping) else item
-    if announced > SHARED * size:
-        raise ValueError(f"its tensors announce {announced} bytes and it has {size}")
+    if total > SHARED * size:
+        raise ValueError(f"its tensors announce {total} bytes and it has {size}")
 
 
 def split_off(tensors: Tensors, prefix: str) -> Tensors:
-    """Remove the tensors under `prefix`; returns them by the rest of their key."""
+    """Take out the tensors under `prefix`, by the rest of their key."""
     return {key[len(prefix) :]: tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
 
 
 def rename(key: str, table: str) -> str:
     """A key's name in the library, by a table of ``records.json``.
 
-    The table maps beginnings of keys, in which a star is any number. A key
-    that it lacks is marked, so that it fits nothing and is reported.
+    The table maps prefixes of keys, in which a star is a
+    number. Other keys are marked, fit nothing and are reported.
     """
     for source, target in builtin_tables()["keys"][table].items():
         pattern = re.escape(source).replace(r"\*", r"(\d+)")
@@ -242,8 +242,8 @@ def rename(key: str, table: str) -> str:
 def rename_keys(tensors: Tensors, table: str) -> Tensors:
     """The same tensors under the library's names.
 
-    A key with the component ``qkv`` has the rows of query, key and value, in
-    this order: the library has three keys.
+    A key with the part ``qkv`` has the rows of query, key
+    and value, in this order, for three keys of the library.
     """
     out: Tensors = {}
     for key, value in tensors.items():

@@ -1,7 +1,7 @@
 """Where a model's weights are, and their digest.
 
-They are a file, a library's folder, a repository of the hub or its cache, or
-random.
+They are a file, a library's folder, a
+hub repository or its cache, or random.
 """
 
 import re
@@ -21,7 +21,7 @@ from lary.types import RANDOM, JsonDict, LaryError, UsageError, WeightsIdentity,
 TRANSFORMERS = Layout()
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 HUB_SECONDS = 10
-"""Seconds after which the hub's cache, or an error, answers in its place."""
+"""Seconds until the hub's cache, or an error, answers in its place."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -31,8 +31,8 @@ class Checkpoint:
 
     Attributes:
         files: the weight files; the path ``random`` for random weights.
-        config: the library's configuration beside them, where the layout names
-            its kind; else None.
+        config: the library's configuration beside
+            them, if the layout names its kind.
         identity: names the weights and their configuration.
         seed: of random weights; None where files are read.
     """
@@ -56,8 +56,8 @@ class Checkpoint:
 def random_weights(seed: int, configuration: str = "") -> Checkpoint:
     """Weights that are drawn from the seed.
 
-    `configuration` is the network's, where the model's record does not hold
-    it.
+    `configuration` is the network's,
+    if the record doesn't hold it.
     """
     name = f"random weights, seed {seed}" + (f", configuration {digest(configuration)}" if configuration else "")
     return Checkpoint((Path(RANDOM),), None, WeightsIdentity(name, random=True), seed)
@@ -66,9 +66,9 @@ def random_weights(seed: int, configuration: str = "") -> Checkpoint:
 def find_weights(spec: ModelSpec, context: ModelContext, layout: Layout = TRANSFORMERS) -> Checkpoint:
     """The checkpoint that ``context.weights`` names.
 
-    It is a file, a folder, a repository of the hub, or random weights. Raises
-    UsageError where none is given, the hub can't be reached or doesn't give
-    it, or no known file is there.
+    It is a file, a folder, a hub repository, or random
+    weights. Raises UsageError where none is given, the hub
+    refuses it or can't be reached, or no known file is there.
     """
     location = context.weights
     if location == RANDOM:
@@ -132,9 +132,9 @@ def _files_at(spec: ModelSpec, path: Path, layout: Layout) -> tuple[Path, ...]:
 def weight_files(folder: Path) -> tuple[Path, ...]:
     """The weight files of a folder of transformers.
 
-    Safetensors come before pickled files, single files before shards. Raises
-    UsageError for none, or several without an index, LaryError for an index of
-    none, or of missing files.
+    Safetensors come before pickled files, single files before
+    shards. Raises UsageError for none, or several without an
+    index, LaryError for an index that names none or missing files.
     """
     for suffix, single in ((".safetensors", "model"), (".bin", "pytorch_model")):
         if (file := folder / f"{single}{suffix}").is_file():
@@ -160,9 +160,9 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 class HubRefusal(LaryError):
-    """The reason why the hub gives no files, as the rest of a sentence.
+    """Why the hub gives no files, as the rest of a sentence.
 
-    `known` says whether the hub has answered, or its cache has the repository.
+    `known`: the hub has answered, or its cache has the repository.
     """
 
     def __init__(self, reason: str, known: bool = True) -> None:
@@ -173,8 +173,8 @@ class HubRefusal(LaryError):
 def hub_folder(repository: str, revision: str | None, layout: Layout) -> Path:
     """The folder of a repository's files, named after its commit.
 
-    It is downloaded, or from the cache: a cached commit needs no network,
-    anything else is asked of the hub first. Raises HubRefusal.
+    It is downloaded or cached: a cached commit needs no
+    network, else the hub is asked first. Raises HubRefusal.
     """
     import huggingface_hub
     from huggingface_hub import errors
@@ -188,11 +188,11 @@ def hub_folder(repository: str, revision: str | None, layout: Layout) -> Path:
             return cached
         hub = huggingface_hub.HfApi()
         about = hub.model_info(repository, revision=revision, timeout=HUB_SECONDS)
-        if about.gated:  # anybody may read about it, few may have its files
+        if about.gated:  # all may read about it, few have its files
             hub.auth_check(repository)
         if wanted := _wanted([file.rfilename for file in about.siblings or ()], layout):
             return Path(huggingface_hub.snapshot_download(repository, revision=about.sha, allow_patterns=wanted))
-    except Exception as error:  # each HTTP library that huggingface_hub has used raises its own
+    except Exception as error:  # each version of huggingface_hub raises its own
         denials = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError)
         denied = isinstance(error, denials)
         if cached is not None and complete and not denied:
@@ -215,20 +215,20 @@ def _is_complete(folder: Path, layout: Layout) -> bool:
 def fetch_file(repository: str, name: str, revision: str | None = None) -> Path | None:
     """One file of a repository, from the hub or its cache.
 
-    None where the repository lacks it, or the hub denies it. Raises UsageError
-    where neither the hub nor its cache can answer.
+    None where the repository lacks it, or the hub denies
+    it. Raises UsageError if neither hub nor cache answers.
     """
     try:
         return hub_folder(repository, revision, Layout(files=(name,))) / name
     except HubRefusal as error:
-        if error.known:  # where the hub denies it, the weights are asked for next, and their error says so
+        if error.known:  # where the hub denies it, the error for the weights says so
             return None
         reason = f"the hub can't be asked for its {name}: {repository} {error}"
         raise UsageError(f"Model 'hf:{repository}': {reason}. Name a folder, or go online once.") from error
 
 
 def _wanted(names: Sequence[str], layout: Layout) -> list[str]:
-    """The needed files of a repository; pickled ones only without safetensors."""
+    """The needed files of a repository; pickled only without safetensors."""
     if layout.files:
         name = next((name for name in layout.files if name in names), None)
         return [] if name is None else [name, (Path(name).parent / CONFIG).as_posix()]
@@ -239,12 +239,12 @@ def _wanted(names: Sequence[str], layout: Layout) -> list[str]:
 
 
 def _refusal(error: Exception, repository: str, revision: str | None) -> str:
-    """Why files can't be had, as the rest of a sentence about the repository."""
+    """Why files can't be had, as the rest of a sentence."""
     from huggingface_hub import errors
 
     reasons: dict[type[Exception], str] = {
         errors.GatedRepoError: f"is gated: ask for access at https://huggingface.co/{repository}, then run "
-        "`hf auth login` or set HF_TOKEN",  # a kind of RepositoryNotFoundError, therefore first
+        "`hf auth login` or set HF_TOKEN",  # a RepositoryNotFoundError, too: first
         errors.RepositoryNotFoundError: "is neither on this machine nor a public repository of the hub",
         errors.RevisionNotFoundError: f"has no revision '{revision}': name a commit, branch or tag of it, or leave "
         "--revision out",

@@ -21,8 +21,8 @@ CODE_STACKS: dict[int, tuple[Conv, ...]] = {
 }
 """Convolutions by the `code_seq_len` of a configuration.
 
-ReLU is between them, all channels are Q. How many rows come out depends on the
-grid, too: for 64, a grid of 14 gives 64 and one of 16 gives 81.
+ReLU is between them, all channels are Q. Rows depend on the
+grid, too: for 64, a grid of 14 gives 64, one of 16 gives 81.
 """
 
 

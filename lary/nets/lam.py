@@ -88,7 +88,7 @@ def feed_forward(dim: int) -> nn.Sequential:
 
 
 class PlaceConvolution(nn.Module):
-    """Position encoding: a depthwise 3 x 3 x 3 convolution, causal and zero-padded."""
+    """Position code: a depthwise 3 x 3 x 3 convolution, causal, zero-padded."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class PlaceConvolution(nn.Module):
         """
         batch, frames, rows, columns = grid
         maps = x.reshape(batch * frames, rows, columns, -1).permute(0, 3, 1, 2)
-        # One two-dimensional convolution per step back in time, because the
+        # One two-dimensional convolution per step back in time: the
         # three-dimensional one is slow where D is large.
         kernels = self.dsconv.weight.unbind(dim=2)
         channels = maps.shape[1]
@@ -129,7 +129,7 @@ class GridBias(nn.Module):
     def forward(self, side: int) -> Tensor:
         """The bias (heads, N, N) of all pairs among N = side * side positions."""
         weight = next(self.parameters())
-        # Few offsets occur among the N * N pairs: the network sees each once.
+        # N * N pairs have few offsets: the network sees each once.
         steps = torch.arange(1 - side, side, device=weight.device)
         offsets = torch.cartesian_prod(steps, steps)
         table = self.net((offsets.sign() * torch.log(offsets.abs() + 1.0)).to(weight.dtype))
@@ -214,7 +214,7 @@ class DifferenceQuantizer(nn.Module):
         so in evaluation, too.
         """
         error = (latent - self.quantized(codes)).norm(dim=-1, keepdim=True)
-        # As published, 1e-12 is added to the ratio, not to the denominator.
+        # As published, 1e-12 is added to the ratio, not its divisor.
         return latent + (error / draw.norm(dim=-1, keepdim=True) + 1e-12) * draw
 
     def tokens(self, rows: Tensor) -> Tensor:
@@ -322,14 +322,14 @@ class LatentActionModel(nn.Module):
 class ResidualBlock(nn.Module):
     """Two normed convolutions without bias, added to the input."""
 
-    def __init__(self, channels: int, out_channels: int) -> None:
+    def __init__(self, narrow: int, wide: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(GROUPS, channels, eps=1e-6)
-        self.norm2 = nn.GroupNorm(GROUPS, out_channels, eps=1e-6)
-        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1, bias=False)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
-        same = channels == out_channels
-        self.nin_shortcut = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1, bias=False)
+        self.norm1 = nn.GroupNorm(GROUPS, narrow, eps=1e-6)
+        self.norm2 = nn.GroupNorm(GROUPS, wide, eps=1e-6)
+        self.conv1 = nn.Conv2d(narrow, wide, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(wide, wide, 3, padding=1, bias=False)
+        same = narrow == wide
+        self.nin_shortcut = nn.Identity() if same else nn.Conv2d(narrow, wide, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.conv1(F.silu(self.norm1(x)))
@@ -337,10 +337,10 @@ class ResidualBlock(nn.Module):
         return self.nin_shortcut(x) + out
 
 
-def residual_blocks(channels: int, out_channels: int, count: int) -> nn.Sequential:
+def residual_blocks(narrow: int, wide: int, count: int) -> nn.Sequential:
     """`count` blocks, the first of which changes the number of channels."""
-    first = ResidualBlock(channels, out_channels)
-    return nn.Sequential(first, *(ResidualBlock(out_channels, out_channels) for _ in range(count - 1)))
+    first = ResidualBlock(narrow, wide)
+    return nn.Sequential(first, *(ResidualBlock(wide, wide) for _ in range(count - 1)))
 
 
 class Tokenizer(nn.Module):
@@ -362,7 +362,7 @@ class Tokenizer(nn.Module):
         down = nn.Sequential()
         for narrow, wide in pairwise(widths):
             level = nn.Sequential(OrderedDict(block=residual_blocks(narrow, wide, num_res_blocks)))
-            if len(down) < len(ch_mult) - 1:  # every level but the last halves the resolution
+            if len(down) < len(ch_mult) - 1:  # all levels but the last halve the resolution
                 level.add_module("downsample", nn.Conv2d(wide, wide, 3, stride=2, padding=1))
             down.append(level)
         self.encoder = nn.Sequential(OrderedDict(

@@ -22,7 +22,7 @@ CODES = 4
 UNCONTROLLABLE_ROWS = 16
 """Rows of UniVLA's codebook of uncontrollable actions, whatever `num_latents` is."""
 SHORT = 256
-"""Up to so many keys, plain products in bfloat16 on a CPU are 3 to 8 times as fast as torch's fused attention."""
+"""Up to so many keys, plain products in bfloat16 on a CPU are 3 to 8 times as fast as fused attention."""
 COLOURS = 3
 """Channels that villa-X takes; `in_channels` is what its decoder returns."""
 
@@ -39,7 +39,7 @@ def nearest_rows(latent: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     codes = distances.argmin(dim=-1).reshape(latent.shape[:-1])
     rows = codebook[codes]
     if latent.requires_grad:
-        rows = rows + (latent - latent.detach())  # adds zero: gradients pass straight through to the latent
+        rows = rows + (latent - latent.detach())  # adds zero: gradients pass straight through
     return rows.where(latent.isfinite(), latent.to(rows)), codes
 
 
@@ -99,7 +99,7 @@ class UniVLAAttention(nn.Module):
 
 
 class UniVLABlock(nn.Module):
-    """Attention within frames, then causally over frames, then a feed-forward part."""
+    """Attention within frames, then causally over frames, then feed-forward."""
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class UniVLABlock(nn.Module):
 
 
 class SpaceTimeTransformer(nn.Module):
-    """UniVLA's encoder: projection, position code, and blocks, without a final norm."""
+    """UniVLA's encoder: projection, position code, blocks, no final norm."""
 
     def __init__(self, dim: int, depth: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class UniVLANetwork(nn.Module):
         return self.to_codebook(encoded[:, 1, :CODES])
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Patch features of pairs (B, 2, N, 768) to the rows of controllable latents, and ids (B, 4)."""
+        """Patch features of pairs (B, 2, N, 768) to rows of controllable latents, and ids (B, 4)."""
         weight: Any = self.vq_action["codebook"].weight
         return nearest_rows(self.latent(self.encode(features)), weight)
 
@@ -214,8 +214,8 @@ class VillaRMSNorm(nn.Module):
         self.g = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        root_mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True) * x.shape[-1] ** -0.5
-        return x / root_mean_square.clamp(min=1e-8) * self.g
+        rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True) * x.shape[-1] ** -0.5
+        return x / rms.clamp(min=1e-8) * self.g
 
 
 class SelfAttention(nn.Module):

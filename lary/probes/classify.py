@@ -33,7 +33,7 @@ class ClassifierInputs:
 
     train: LatentSource
     train_targets: Ints
-    train_groups: tuple[str, ...]  # as those of a regression; heads need none
+    train_groups: tuple[str, ...]  # as in a regression; heads need none
     validation: LatentSource
     labels: Ints
     samples: SampleColumns
@@ -112,13 +112,13 @@ class ClassifierTraining(Training):
             shares = torch.logsumexp(logits[usable].log_softmax(dim=-1), dim=0) - math.log(len(usable))
             self.offer("held_out", [], epoch=epoch, head=None, heads=usable, values=shares)
         best = max(usable, key=lambda number: row["validation_accuracy"][number])
-        # The published choice is the first of the best heads of the last epoch.
+        # Published is the first of the best heads of the last epoch.
         rank = [row["validation_accuracy"][best] if self.corrected else epoch]
         self.offer("best_on_validation", rank, epoch=epoch, head=best, heads=[best], values=logits[best].clone())
         return row
 
     def train_epoch(self, row: JsonDict, order: Ints) -> None:
-        """Train on `order`; adds accuracy and loss by head, 0 and None if diverged."""
+        """Train on `order`; adds accuracy, loss by head, 0 and None if diverged."""
         right, losses = np.zeros((2, len(self.networks)))
         for rows, tokens, count in self.batches(self.train, order):
             labels = torch.from_numpy(self.inputs.train_targets[rows]).to(self.device)
@@ -133,7 +133,7 @@ class ClassifierTraining(Training):
         row["train_loss"] = finite_or_none(losses / len(order))
 
     def update(self, number: int, rate: float, tokens: Tensor, labels: Tensor, count: int) -> list[float]:
-        """One update with a share of `count` samples; returns loss and hits of all."""
+        """One update on a share of `count` samples; returns loss and hits of all."""
         own, network, optimizer = self.settings, self.networks[number], self.optimizers[number]
         decay = weight_decay(own.heads[number], self.step, self.total)
         for group in optimizer.param_groups:
@@ -200,7 +200,7 @@ class ClassifierTraining(Training):
         save_checkpoint(self.folder / self.checkpoint, value)
 
     def outcome(self) -> ClassificationOutcome:
-        """The predictions of the selected heads, with all else that is reported."""
+        """The predictions of the selected heads, and all else to report."""
         inputs = self.inputs
         selections: Any = {
             name: ClassPredictions(pick["epoch"], pick["head"], pick["values"].numpy())
@@ -221,7 +221,7 @@ class ClassifierTraining(Training):
         )
 
     def warnings(self) -> tuple[str, ...]:
-        """Sentences about classes without training samples, and heads that diverged."""
+        """Sentences on classes without training samples, and diverged heads."""
         inputs, found = self.inputs, []
         unseen = np.setdiff1d(inputs.labels, inputs.train_targets)
         if len(unseen):
@@ -247,7 +247,7 @@ def finite_or_none(losses: Any) -> list[float | None]:
 
 
 def in_bfloat16(preset: bool, precision: ProbePrecision | None, device: str) -> bool:
-    """Whether to train in bfloat16; without `precision`, preset and device decide."""
+    """Whether to train in bfloat16; else preset and device decide."""
     if precision is not None or not preset:
         return precision == "bf16"
     # Devices without bfloat16 units emulate it, slower than float32.

@@ -20,7 +20,7 @@ from lary.probes.presets import TRAINING_STEPS
 
 PUBLISHED_SAMPLER_STEPS = 500
 CONDITION_DROPOUT = 0.1
-CLIP = 1.0  # published: no predicted value is beyond one standard deviation
+CLIP = 1.0  # published: predictions stay within one standard deviation
 TIME_CHANNELS = 256
 
 
@@ -38,7 +38,7 @@ def alphas_cumprod() -> Tensor:
 
 
 def sampling_timesteps(steps: int) -> list[int]:
-    """The timesteps of a sampling, descending to 0: every (1000 // steps)-th one."""
+    """Timesteps of a sampling, down to 0: every (1000 // steps)-th one."""
     return [TRAINING_STEPS // steps * index for index in reversed(range(steps))]
 
 
@@ -191,17 +191,17 @@ class ActionExpertDiT(nn.Module):
         timesteps = sampling_timesteps(self.sampler_steps)
         state = noise(None).to(tokens.device)
         embedded = self.dit.z_embedder(tokens.flatten(1))  # the same at every step
-        for timestep, following in zip(timesteps, [*timesteps[1:], None], strict=True):
-            times = torch.full((len(tokens),), timestep, device=tokens.device)
-            here, there = left[timestep], 1.0 if following is None else left[following]
+        for time, following in zip(timesteps, [*timesteps[1:], None], strict=True):
+            times = torch.full((len(tokens),), time, device=tokens.device)
+            here, there = left[time], 1.0 if following is None else left[following]
             predicted = self.dit.denoise(state, times, embedded)
             clean = ((state - math.sqrt(1 - here) * predicted) / math.sqrt(here)).clamp(-CLIP, CLIP)
             if self.sampler_steps == PUBLISHED_SAMPLER_STEPS:
                 alpha, unknown = here / there, (1 - there) / (1 - here)
                 signal = math.sqrt(there) * (1 - alpha) / (1 - here)
                 state = signal * clean + math.sqrt(alpha) * (1 - there) / (1 - here) * state
-                if timestep:  # the small fixed variance of DDPM
-                    fresh = noise(timestep).to(tokens.device)
+                if time:  # the small fixed variance of DDPM
+                    fresh = noise(time).to(tokens.device)
                     state = state + math.sqrt(max(unknown * (1 - alpha), 1e-20)) * fresh
             else:  # the noise that agrees with the clipped value
                 rest = (state - math.sqrt(here) * clean) / math.sqrt(1 - here)

@@ -23,7 +23,7 @@ from lary.probes.sources import standardised
 from lary.types import JsonDict, LaryError, LatentSource
 
 INIT_STD = 0.02
-# Rows of weights per step of a backward pass, which so makes no copy of all.
+# Rows of weights per step of a backward pass, to copy few at once.
 ROWS_AT_ONCE = 64
 
 
@@ -119,8 +119,8 @@ class AttentiveProbe(nn.Module):
     def _initialise(self) -> None:
         """As published: normal weights, smaller with depth, not in the last layer."""
         pooler: Any = self.classifier.pooler
-        # The bounds are absolute, 100 deviations: in effect nothing is
-        # truncated.
+        # The bounds are absolute, 100 deviations:
+        # in effect nothing is truncated.
         for part in (self.projector, pooler):
             for module in part.modules():
                 if isinstance(module, nn.Linear):
@@ -135,7 +135,7 @@ class AttentiveProbe(nn.Module):
 
 
 SelectedHeads = tuple[list[AttentiveProbe], tuple[Floats, Floats] | None]
-"""The heads whose mean a result reports; mean and std (D,) that standardise latents for them."""
+"""The heads whose mean a result reports; mean and std (D,) to standardise latents."""
 
 
 def load_heads(file: Path, classes: int) -> SelectedHeads:

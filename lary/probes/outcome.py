@@ -23,12 +23,12 @@ SelectionName = Literal["held_out", "best_on_validation"]
 
 
 def headline(selections: Mapping[SelectionName, Any]) -> SelectionName:
-    """The selection to report first: the one that reads nothing of the reported split, where there is one."""
+    """The selection to report first: one that reads nothing of the reported split, if there is any."""
     return "held_out" if "held_out" in selections else "best_on_validation"
 
 
 EPSILON = 1e-9
-"""Added to the denominators of precision, recall and F1, as the published code does."""
+"""Added to the denominators of precision, recall and F1, as published."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class SampleColumns:
 
 @dataclass(frozen=True)
 class ClassPredictions:
-    """Scores (n, L) float32 of an epoch (from 1) and a head (from 0), or the mean of all (None)."""
+    """Scores (n, L) float32 of an epoch (from 1) and head (from 0; None: mean of all)."""
 
     epoch: int
     head: int | None

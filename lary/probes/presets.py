@@ -88,7 +88,7 @@ class ClassifierSettings:
 
 @dataclass(frozen=True)
 class RegressorSettings:
-    """The MLP probe; the learning rate rises during a share `warmup` of updates."""
+    """The MLP probe; its learning rate rises for a share `warmup` of updates."""
 
     hidden_dim: int = 4096
     num_blocks: int = 2

@@ -29,11 +29,11 @@ from lary.probes.training import Session, Training, adamw, save_checkpoint
 from lary.runtime import memory_bytes
 from lary.types import JsonDict, LaryError, LatentSource, UsageError
 
-SEEN = "seen"  # the role of the split that the published code picks its epoch on
+SEEN = "seen"  # the split that the published code picks its epoch on
 
 AVERAGED = 4  # of so many epochs at the end, one's weights are averaged
 FOLDS = 5  # of the training split, by group, that choose the ridge's penalty
-RIDGE_SHARE = 0.6  # of this machine's memory, for the features of the ridge and their Gram matrix
+RIDGE_SHARE = 0.6  # of this machine's memory, for the ridge's features and Gram matrix
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class ActionTraining(Training):
         self.pick("best_on_validation", [-row[f"{SEEN}_mse"]], epoch, row)
 
     def pick(self, name: SelectionName, rank: list[float], epoch: int, row: JsonDict) -> None:
-        """Offer the latest predictions to a pick; saves the weights if it is the reported one."""
+        """Offer the latest predictions to a pick; saves the weights of the reported one."""
         losses = {role: row[f"{role}_loss"] for role in self.predicted}
         reported = (name == "held_out") == self.corrected
         if self.offer(name, rank, epoch=epoch, values=self.predicted, losses=losses) and reported and self.folder:
@@ -139,7 +139,7 @@ class ActionTraining(Training):
                 "The sampler of the DiT keeps predictions within one standard deviation, as "
                 f"published; {beyond:.1f} % of the targets on the seen split lie beyond."
             )
-        # The end of the range may not be the best there is.
+        # The best may be beyond the end of the range.
         if isinstance(self.settings, RidgeSettings) and self.picks[metrics.headline(self.picks)]["epoch"] == 1:
             warnings.append(f"The smallest penalty of {len(self.history)} was picked: a smaller one might do better.")
         stated = self.stated()
@@ -206,7 +206,7 @@ class RegressorTraining(ActionTraining):
         losses = []
         self.network.train()
         for rows, tokens, count in self.batches(self.inputs.train, order):
-            rate = self.rate(self.step - 1)  # the published warm-up counts updates from 0
+            rate = self.rate(self.step - 1)  # published: counted from 0
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             wanted = torch.from_numpy(self.inputs.train_targets[rows]).flatten(1).to(self.device)

@@ -19,16 +19,16 @@ Rows = Sequence[int] | Ints
 Tokens = npt.NDArray[np.floating]
 
 MEMORY_SHARE = 0.125  # of all memory that the latents of a split may stay in
-CHUNK = 256  # rows that are read at once where a split is read in order
+CHUNK = 256  # rows read at once where a split is read in order
 AHEAD = 2  # batches that are read ahead
-SCALED_BY = 2048  # most rows that the statistics of channels are taken from
+SCALED_BY = 2048  # most rows for the statistics of channels
 
 FLOAT = 4  # bytes of a float32
 COPIES = 4  # of the weights: themselves, gradients, and two moments of AdamW
 # Batches read ahead, the current one, its normalised form and their gradients.
 BATCH_COPIES = AHEAD + 6
-# Tokens in a forward pass on a CPU, of 256 channels or more: enough for its matrix
-# products, few enough for its cache. On CUDA, activations may take this share of the memory.
+# Tokens in a forward pass on a CPU, of 256 channels or more: enough for matrix
+# products, few enough for its cache. On CUDA, activations may take this share of memory.
 CHUNK_TOKENS = 2048
 CUDA_SHARE = 0.2
 
@@ -37,7 +37,7 @@ CUDA_SHARE = 0.2
 
 
 class LatentView:
-    """A `LatentSource` with a function that reads rows (B,) in place of another's, perhaps another `count`."""
+    """A `LatentSource` whose rows (B,) a function reads, perhaps with another `dim` or `count`."""
 
     def __init__(
         self, source: LatentSource, read: Callable[[Ints], Tokens], dim: int | None = None, count: int | None = None
@@ -53,7 +53,7 @@ class LatentView:
 
 
 def finite_latents(source: LatentSource, name: Callable[[int], str]) -> LatentSource:
-    """Latents that raise LaryError, with a sample's name, where one isn't finite."""
+    """Latents that raise LaryError, with a sample's name, if not finite."""
 
     def read(rows: Ints) -> Tokens:
         tokens = source.read(rows)
@@ -135,7 +135,7 @@ def channel_statistics(source: LatentSource, rows: Ints) -> tuple[Floats, Floats
 
 
 def keep_in_memory(source: LatentSource, processes: int = 1) -> LatentSource:
-    """A copy of `source` in memory, or itself if `processes` copies are too large."""
+    """A copy of `source` in memory, or itself where `processes` copies don't fit."""
     size = FLOAT * len(source) * math.prod(source.shape)
     if size > MEMORY_SHARE * memory_bytes() / processes:
         return source
@@ -170,7 +170,7 @@ def read_batches(
 
 
 def check_splits(*splits: tuple[LatentSource, Array]) -> None:
-    """Raise UsageError for latents of wrong shapes, or with too few or many targets."""
+    """Raise UsageError for wrong shapes of latents, or numbers of targets."""
     shapes = [source.shape for source, _ in splits]
     if not 1 <= len(shapes[0]) <= 3 or 0 in shapes[0]:
         raise UsageError(

@@ -51,7 +51,7 @@ class Team:
 
     @property
     def leads(self) -> bool:
-        """Whether this process is the one that writes files and shows progress."""
+        """Whether this process writes files and shows progress."""
         return self.rank == 0
 
     @property
@@ -60,9 +60,9 @@ class Team:
         return slice(self.rank, None, self.size)
 
     def dealt(self, count: int, batch: int) -> Ints:
-        """Positions out of `count` that this process scores: every `size`-th batch."""
-        # Whole batches, since the DiT's noise goes by a row's place in its
-        # batch.
+        """Positions of `count` that this process scores: each `size`-th batch."""
+        # Whole batches: the DiT's noise goes
+        # by a row's place in its batch.
         return np.flatnonzero(np.arange(count) // batch % self.size == self.rank).astype(np.int64)
 
     def add(self, tensor: Tensor) -> None:
@@ -117,7 +117,7 @@ def launch(work: Callable[..., None], arguments: tuple[Any, ...], devices: Seque
 def _member(
     rank: int, work: Callable[..., None], arguments: tuple[Any, ...], devices: Sequence[str], port: int, errors: Any
 ) -> None:
-    """Do the work as one process of a team; an error goes to the starting process."""
+    """Do the work as one of a team; errors go to the starting process."""
     from accelerate import PartialState
 
     kind, _, number = devices[rank].partition(":")
@@ -136,7 +136,7 @@ def _member(
         sys.exit(1)
     torch.distributed.destroy_process_group()
     sys.stdout.flush()
-    os._exit(0)  # threads of gloo may abort the ordinary end of an interpreter
+    os._exit(0)  # threads of gloo may abort an ordinary end
 
 
 # --- one training ---
@@ -169,8 +169,8 @@ class Training(ABC):
     before a training replaces the weights that belong to it.
     """
 
-    checkpoint: ClassVar[str]  # the file with the weights, without which a state is of no use
-    choice: ClassVar[str]  # how ``corrected`` comes to what it reports, for the result
+    checkpoint: ClassVar[str]  # the file of the weights, without which a state is useless
+    choice: ClassVar[str]  # how ``corrected`` selects what it reports
 
     def __init__(self, inputs: Any, settings: Any, session: Session) -> None:
         self.inputs, self.settings, self.session = inputs, settings, session
@@ -232,7 +232,7 @@ class Training(ABC):
             self.history.append(self.run_epoch(epoch))
             self.log(self.history[-1])
             self.close_epoch(epoch)
-            # Networks are left out of the last state: only its picks are read.
+            # The last state has no networks: only its picks are read.
             self.keep([] if epoch == last else built, last=epoch == last)
 
     def _load(self) -> JsonDict | None:
@@ -250,12 +250,12 @@ class Training(ABC):
                 if found["beside"] and not (path.parent / self.checkpoint).exists():
                     raise LookupError(f"{self.checkpoint} is gone")
                 log.info("%s: resuming after epoch %d", path, len(found["history"]))
-            except Exception as error:  # torch raises many kinds for a file that isn't its own
+            except Exception as error:  # torch raises many kinds for other files
                 reason = str(error).partition("\n")[0]
                 log.warning("%s can't be taken up (%s): starting over", path, reason)
                 found = None
         if self.team.size > 1:
-            torch.distributed.barrier()  # it is removed only after all have read it
+            torch.distributed.barrier()  # removed after all have read it
         if found is None and self.team.leads:
             path.unlink(missing_ok=True)
         return found

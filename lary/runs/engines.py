@@ -1,8 +1,8 @@
-"""Work in several processes: one per device of this machine, or Ray for several machines.
+"""Work in several processes: one per device of this machine, or Ray for several.
 
-Tasks come from one queue, so that a slow device holds nobody up. A process or actor that dies is
-started again with its task. Under Ray every machine has lary and sees the same files under the same
-paths. Files are bit-identical on all engines.
+Tasks come from one queue, so that a slow device holds nobody up. A process or
+actor that dies is restarted with its task. With Ray, every machine has lary and
+sees the same files under the same paths. Files are bit-identical on all engines.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TRIES = 3
 """How often a task of Ray is given out whose process dies."""
 SECONDS_PER_CHECK = 0.5
 TASK_ROWS, TASKS_EACH = 1024, 4
-"""Rows of a task, which starts with an empty pipeline; tasks of a worker, where they are fewer."""
+"""Rows of a task, which starts an empty pipeline; tasks of a worker, where these are fewer."""
 
 Task = tuple[Unit, ...]
 Worker = Callable[[Task], Future[list[Any]]]
@@ -181,7 +181,7 @@ def run_processes(
 
 
 def unit_worker(packed: str, device: str) -> Callable[[Question], Answer]:
-    """Make the answers of a process on one device; `packed` is the job, pickled by its parent."""
+    """Make the answers of a process on one device; `packed` is its parent's pickled job."""
     worker = UnitWorker(pickle.loads(base64.b64decode(packed)), device)  # noqa: S301 (our own)
 
     def answer(question: Question) -> Answer:
@@ -207,7 +207,7 @@ def extract_on_ray(job: Job, units: Sequence[Unit], stop: StopRequest, advance: 
             with ThreadPoolExecutor(count) as threads, contextlib.ExitStack() as stack:
                 actors = [LastingActor(ray, partial(remote.remote, shared)) for _ in range(min(count, len(tasks)))]
                 for actor in actors:
-                    stack.callback(actor.close)  # else the threads would wait for tasks after an error or Ctrl-C
+                    stack.callback(actor.close)  # else threads wait for tasks after an error or Ctrl-C
                 workers = [lambda task, own=actor: threads.submit(own.run, task) for actor in actors]
                 yield from share_out(tasks, workers, stop, advance)
         except ray.exceptions.RayTaskError as error:
@@ -306,7 +306,7 @@ def check_resources(there: dict[str, float], config: SweepConfig) -> None:
 def connected(address: str) -> Iterator[Any]:
     """The module ``ray``, connected to a cluster, for the block only. Raises UsageError."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # no GPU asked for: leave the variable alone
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # without GPUs, leave the variable
     try:
         import ray
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Extraction: from a split's table to the latents of its rows and the table that points to them.
+"""Extraction: from a split's table to latents of its rows and the table that points to them.
 
 Frame controls repeat or reorder the latents of a model that encodes each frame by itself. One that
 mixes its frames, such as a latent action model, has to see the changed frames: a table of them is
@@ -57,7 +57,7 @@ CHANGED = "changed"
 FRAME_CONTROLS: tuple[ProbeControl, ...] = ("static-pair", "shuffled-order")
 """Controls that change the frames that the encoder sees, not the targets of the probe."""
 SEED_OF_ORDERS = 0
-"""Seed of the orders of frames; the probes of all seeds of a run see the same orders."""
+"""Seed of the orders of frames, the same for the probes of all seeds."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def estimate(config: ExtractConfig, settings: Settings) -> str:
     run = prepare_run(config, settings)
     there = read_manifest(run.folder) and not config.overwrite
     missing = open_run(run).missing(run.table) if there else list(range(len(run.table)))
-    # On a CPU, rows are encoded one by one anyway, and a few of them are enough for a slow model.
+    # A CPU encodes row by row anyway, and a slow model needs only a few.
     size = 1 if run.devices[0] == "cpu" else config.batch_size
     most = BATCHES_MEASURED * size
     chosen = missing[:: max(1, len(missing) // most)][:most]
@@ -296,7 +296,7 @@ def warn_about_media(table: SampleTable, pending: Sequence[int]) -> None:
 
 
 def read_timing(folder: Path) -> tuple[int, float]:
-    """Extracted rows of a store and their seconds over all interrupted runs; zeros if unknown."""
+    """Extracted rows of a store and their seconds over all runs; zeros if unknown."""
     file = folder / TIMING
     if not file.exists():
         return 0, 0.0

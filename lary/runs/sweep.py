@@ -165,7 +165,7 @@ def read_plan(file: Path) -> list[Planned]:
         raise UsageError(f"{where}: options hold NAME: value, grid NAME: [values], runs a list of options.")
     if math.prod(map(len, grid.values())) + len(runs) > MOST_RUNS:
         raise UsageError(f"{where} asks for more than {MOST_RUNS} runs: split it.")
-    # Every combination of the grid's values, the last key changing fastest, and then the single runs.
+    # All combinations of the grid's values, the last key fastest, then the single runs.
     asked = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())] if grid else []
     common = named_options(shared, f"{file}, options")
     plan: list[Planned] = []
@@ -217,7 +217,7 @@ def checked(options: Mapping[str, Any], place: str) -> RunConfig:
 
 
 def part_of(plan: list[Planned], part: str | None) -> list[Planned]:
-    """One of several parts of a plan; runs that share latents stay together. Raises UsageError."""
+    """A part of a plan; runs that share latents stay together. Raises UsageError."""
     if part is None:
         return plan
     found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", part)

@@ -23,7 +23,7 @@ from lary.simulate.shapes import TRAIN_COLOURS, Thing, build_thing, draw
 
 BEADS = 20
 CABINET, CHEST = (shapes.SCENERY["things"][kind]["sizes"] for kind in ("cabinet", "chest"))
-"""Half sizes; cabinets open towards +x, lids of chests turn about their edge at -x."""
+"""Half sizes; cabinets open to +x, lids of chests turn about the edge at -x."""
 HANDLE = 0.042
 """Metres between the handle and the front of a drawer, as in ``scenery.json``."""
 FINGER = 0.014
@@ -152,7 +152,7 @@ def push(stage: Stage) -> Script:
 
 
 def take(stage: Stage, place: Doubles, distance: float, draw_way: Callable[[], Doubles], *shares: float) -> Script:
-    """The hand grasps an object and moves it along a vector (3,), which is drawn after that."""
+    """The hand grasps an object and moves it along a vector (3,), drawn after that."""
     thing, rotation = some_thing(stage)
     path = approach(stage, place, distance)
     mark = grasp(path, place + thing.height * UP, rotation, thing.grip, 0.10, *shares)
@@ -206,7 +206,7 @@ def rotate(stage: Stage) -> Script:
 
 
 def sweep_crumbs(stage: Stage) -> Script:
-    """A brush in the hand goes towards the camera's side and gathers small pieces."""
+    """A brush in the hand goes to the camera's side and gathers small pieces."""
     tool = build_thing("brush", "brush", colour=draw(stage.rng, TRAIN_COLOURS))
     centre = spot(stage, 0.42, 0.52, 0.04)
     hand = turn(UP, stage.uniform(-0.45, 0.45))
@@ -225,7 +225,7 @@ def sweep_crumbs(stage: Stage) -> Script:
         slack = tool.radius + piece.radius + float(stage.rng.exponential(0.012))
         spin = turn(UP, stage.uniform(-1.5, 1.5))
 
-        # Defaults keep this round's values: motions are called after the loop.
+        # Defaults keep these values: motions run after the loop.
         def motion(
             time: float, where: float = where, start: Doubles = start, slack: float = slack, spin: Doubles = spin
         ) -> Pose:
@@ -309,7 +309,7 @@ def _hinged(stage: Stage, opening: bool) -> Script:
         hand = turn(axis, 0.25 * turned) @ hand
     path = approach(stage, start, 0.10, 0.07)
     mark = grasp(path, start, hand, 0.020, 0.07, 0.15, 0.10, 0.08)
-    # The hand turns a quarter as far as the lid: the fingers slip on the knob.
+    # The hand turns a quarter as far as the lid: fingers slip.
     path.swing(hinge, axis, angle, 0.60, hand=0.25)
     path.wait(0.07)
     first = path.time(mark)

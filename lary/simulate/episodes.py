@@ -195,8 +195,8 @@ def _clip(seed: int, number: int) -> Recording:
 def rows_of_tables(recordings: Sequence[Recording]) -> dict[str, list[dict[str, str]]]:
     """The rows of every table, clips in the order of their file names."""
     result: dict[str, list[dict[str, str]]] = {name: [] for name in TABLES}
-    for recording in sorted(recordings, key=lambda recording: "" if recording.pairs else recording.name):
-        result[recording.table] += recording.rows
+    for each in sorted(recordings, key=lambda each: "" if each.pairs else each.name):
+        result[each.table] += each.rows
     return result
 
 
@@ -304,12 +304,12 @@ def encode_video(frames: list[Pixels]) -> bytes:
     if ENCODER not in av.codecs_available:
         raise LaryError(f"This PyAV has no encoder {ENCODER}: install the wheel of 'av' from PyPI.")
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
-        stream: Any = container.add_stream(ENCODER, rate=FRAMES_PER_SECOND, options=X264)
+    with av.open(buffer, "w", format="mp4") as video:
+        stream: Any = video.add_stream(ENCODER, rate=FRAMES_PER_SECOND, options=X264)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
         for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))
+            video.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        video.mux(stream.encode(None))
     return buffer.getvalue()

@@ -114,7 +114,7 @@ def claim_folder(out: Path, record: JsonDict, *, overwrite: bool) -> None:
 
 
 def robot_stats(recordings: Sequence[Recording], data_dir: Path) -> dict[str, JsonDict]:
-    """Mean and standard deviation (7,) of the training actions, by robot type, as in `Moments.entry`."""
+    """Mean, std and count of the training actions (7,) by robot type, as in `Moments.entry`."""
     chunks: dict[str, list[Floats]] = {}
     for recording in recordings:
         if recording.pairs and recording.split == "train":

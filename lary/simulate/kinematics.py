@@ -109,17 +109,17 @@ class Solver:
         for step in range(iterations + 1):
             position, rotation = self.reached(joints)
             error = np.concatenate([target.position - position, rotation_vector(target.rotation @ rotation.T)])
-            distance, angle = float(np.linalg.norm(error[:3])), float(np.linalg.norm(error[3:]))
-            if step == iterations or (distance < POSITION_TOLERANCE and angle < ROTATION_TOLERANCE):
+            miss, angle = float(np.linalg.norm(error[:3])), float(np.linalg.norm(error[3:]))
+            if step == iterations or (miss < POSITION_TOLERANCE and angle < ROTATION_TOLERANCE):
                 break
             # Linear only in small steps: at most 0.2 metres and 0.5 radians.
-            error[:3] *= min(1.0, 0.2 / max(distance, 1e-9))
+            error[:3] *= min(1.0, 0.2 / max(miss, 1e-9))
             error[3:] *= min(1.0, 0.5 / max(angle, 1e-9))
             mujoco.mj_comPos(self.model, self.data)
             mujoco.mj_jacSite(self.model, self.data, moves, turns, self.site)
             jacobian = np.concatenate([moves[:, :7], turns[:, :7]])
-            joints = self._step(jacobian, error, joints, DAMPING**2 * min(1.0, distance + angle) + 1e-9)
-        return joints, distance
+            joints = self._step(jacobian, error, joints, DAMPING**2 * min(1.0, miss + angle) + 1e-9)
+        return joints, miss
 
     def _step(self, jacobian: Doubles, error: Doubles, joints: Doubles, damping: float) -> Doubles:
         """One damped step; joints beyond a limit stop there, and the others retry."""
@@ -169,7 +169,7 @@ class Path:
         self._rng = rng
 
     def mark(self) -> int:
-        """The number of phases so far, of which `time` makes a time at the end."""
+        """The number of phases so far, which `time` later makes a time."""
         return len(self._phases)
 
     def time(self, mark: int) -> float:

@@ -29,14 +29,14 @@ Axes = tuple[Doubles, Doubles, Doubles]
 FURTHEST = 8.0
 """Metres that a ray goes; the walls are nearer, so every pixel shows something."""
 CONTRAST = 0.08
-"""Difference to a neighbour, in [0, 1], from which a still pixel gets three rays."""
+"""Difference to a neighbour, in [0, 1], that gives still pixels three rays."""
 LEVELS = 4096
 DISPLAY = np.round(255 * (np.arange(LEVELS + 1) / LEVELS) ** (1 / 2.2)).astype(np.uint8)
 """Gamma-encoded value by linear light, in steps of 1 / LEVELS."""
 OFF_SURFACE = 0.003
-"""Metres above a surface at which shadow rays end, or it would shade itself."""
+"""Metres above a surface where shadow rays end: it mustn't shade itself."""
 FLANKS = ((-0.32, -0.20), (0.32, 0.20))
-"""Offsets in pixels of the further rays of outlines and patterns from the centre."""
+"""Offsets in pixels from the centre of further rays of outlines and patterns."""
 LAMP_VIEW, LAMP_REACH = 320, 1.6
 """Pixels and half width (a tangent) of the lamp's view, which finds shadows."""
 SQUARE = np.ones((3, 3), np.uint8)

@@ -149,7 +149,7 @@ def _thing_xml(item: Placed, materials: dict[str, Material]) -> str:
 
 
 def distractors(rng: np.random.Generator, kinds: Sequence[str], taken: Sequence[Doubles]) -> list[Placed]:
-    """Draw one to three things on the table, away from points (3,) that are `taken`."""
+    """Draw one to three things on the table, away from `taken` points (3,)."""
     result: list[Placed] = []
     points = [point[:2] for point in taken]
     for number in range(int(rng.integers(1, 4))):
@@ -177,7 +177,7 @@ def tinted(room: Room, rng: np.random.Generator) -> Room:
 
 
 def view_of(room: Room, rng: np.random.Generator, *, fixed: bool) -> View:
-    """Draw a room's camera, moved by degrees and centimetres, a `fixed` one less."""
+    """Draw a room's camera, moved a little, a `fixed` one less."""
     *angles, distance = room.pair_camera if fixed else room.camera
     azimuth, elevation = map(math.radians, angles)
     shake = 0.004

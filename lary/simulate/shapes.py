@@ -118,7 +118,7 @@ def build_thing(kind: str, name: str, scale: float = 1.0, **looks: Colour | Mate
 
 
 def make_thing(kind: str, rng: np.random.Generator, name: str = "target") -> Thing:
-    """Draw size and colours of an object of a kind of TRAIN_THINGS or UNSEEN_THINGS."""
+    """Draw size and colours of a kind of TRAIN_THINGS or UNSEEN_THINGS."""
     colour = draw(rng, UNSEEN_COLOURS if kind in UNSEEN_THINGS else TRAIN_COLOURS)
     pale = draw(rng, PALE)
     scale = SCENERY["things"][kind].get("scale", 1.0) * float(rng.uniform(1.0, 1.2))
