@@ -173,9 +173,8 @@ def tensors_of(case: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     import torch
 
     drawn = {key: torch.tensor(fill_tensor(key, tuple(shape))) for key, shape in case["keys"].items()}
-    return {
-        prefix + key: value for key, value in (drawn | dict.fromkeys(case["integer_keys"], torch.tensor(0))).items()
-    }
+    drawn |= dict.fromkeys(case["integer_keys"], torch.tensor(0))
+    return {prefix + key: value for key, value in drawn.items()}
 
 
 def write_plugin(folder: Path, cases: tuple[str, ...]) -> Path:

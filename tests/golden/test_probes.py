@@ -271,9 +271,7 @@ def undisturbed() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("name", "count", "sent"), STOPPED)
-def test_stops(
-    name: str, count: int, sent: signal.Signals, spoilt: Place, undisturbed: dict[str, Any], tmp_path: Path
-) -> None:
+def test_stops(name: str, count: int, sent: signal.Signals, spoilt: Place, undisturbed: Any, tmp_path: Path) -> None:
     """Files are whole or absent, and the same command ends as if nothing had happened."""
     command = COMMANDS["stops"][name]["command"]
 

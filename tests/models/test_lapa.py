@@ -150,15 +150,8 @@ def test_tokenizer_comes_from_its_own_files_where_the_file_has_none(tmp_path: Pa
 
 
 def test_rows_of_a_code_follow_from_its_length_and_the_grid() -> None:
-    for length, grid, rows in (
-        (1, 7, 1),
-        (2, 7, 2),
-        (4, 7, 4),
-        (16, 14, 16),
-        (49, 14, 49),
-        (64, 16, 81),
-        (256, 14, 49),
-    ):
+    known = ((1, 7, 1), (2, 7, 2), (4, 7, 4), (16, 14, 16), (49, 14, 49), (64, 16, 81), (256, 14, 49))
+    for length, grid, rows in known:
         quantizer = DifferenceQuantizer(dim=6, quant_dim=4, codebook_size=5, grid=grid, code_seq_len=length)
         first, last = torch.randn(2, 1, grid**2, 6).unbind()
         assert quantizer.latent(first, last).shape == (1, rows, 4)

@@ -42,19 +42,13 @@ def test_docs_are_made_from_the_records() -> None:
 
 
 @pytest.mark.usefixtures("forget_plugins")
-@pytest.mark.parametrize(
-    ("answer", "named"),
-    [
-        (SOUND, None),
-        (f"Latents({SOUND})", None),
-        (f"({SOUND}, torch.zeros(len(clips), 2, 1).long())", None),
-        ("torch.full((len(clips), 2, 3, 4), float('nan'))", "not finite"),
-        ("clips.mean((3, 4))[..., :3]", "record says 4"),
-        ("torch.rand(len(clips), 2, 3, 4)", "chance"),
-        (SOUND.replace("clips", "(clips - clips.mean(0))", 1), "on the batch that a sample is in"),
-        ("clips[:, :1].mean((3, 4))[:, :, :1].repeat(1, 1, 4)[:, :, None]", "don't depend on the last frame"),
-    ],
-)
+@pytest.mark.parametrize(("answer", "named"), [
+    (SOUND, None), (f"Latents({SOUND})", None), (f"({SOUND}, torch.zeros(len(clips), 2, 1).long())", None),
+    ("torch.full((len(clips), 2, 3, 4), float('nan'))", "not finite"),
+    ("clips.mean((3, 4))[..., :3]", "record says 4"), ("torch.rand(len(clips), 2, 3, 4)", "chance"),
+    (SOUND.replace("clips", "(clips - clips.mean(0))", 1), "on the batch that a sample is in"),
+    ("clips[:, :1].mean((3, 4))[:, :, :1].repeat(1, 1, 4)[:, :, None]", "don't depend on the last frame"),
+])  # fmt: skip
 def test_check_model_finds_what_is_wrong(answer: str, named: str | None, tmp_path: Path) -> None:
     words, code = named or "everything as it should be", 1 if named else 0
     command = ("check-model", f"{write_plugin(tmp_path, answer)}:own")

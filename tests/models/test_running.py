@@ -124,19 +124,16 @@ def test_modules_of_a_plug_in_are_compiled_and_a_machine_that_cannot_is_named(mo
     assert compiled == [net]
 
 
-@pytest.mark.parametrize(
-    ("answer", "named"),
-    [
-        (None, "returned NoneType, expected Latents"),
-        (Latents(torch.zeros(5)), r"tokens of shape \(5,\) for 5 samples, expected \(B, P, N, D\)"),
-        (Latents(torch.zeros(1, 2, 3, 4)), r"tokens of shape \(1, 2, 3, 4\) for 5 samples"),
-        (torch.zeros(5, 2, 3, 6), "latent dimension 6, its record says 4"),
-        (Latents(torch.zeros(5, 2, 7, 4)), r"shape \(2, 7, 4\) for a pair, its record says \(2, 3, 4\)"),
-        (Latents(WHOLE), "tokens of int64, expected floating-point"),
-        ((torch.zeros(5, 2, 3, 4), WHOLE[:1]), r"codes of shape \(1, 2, 3\)"),
-        (Latents(torch.zeros(5, 2, 3, 4), torch.zeros(5, 2, 3)), "expected whole numbers"),
-    ],
-)
+@pytest.mark.parametrize(("answer", "named"), [
+    (None, "returned NoneType, expected Latents"),
+    (Latents(torch.zeros(5)), r"tokens of shape \(5,\) for 5 samples, expected \(B, P, N, D\)"),
+    (Latents(torch.zeros(1, 2, 3, 4)), r"tokens of shape \(1, 2, 3, 4\) for 5 samples"),
+    (torch.zeros(5, 2, 3, 6), "latent dimension 6, its record says 4"),
+    (Latents(torch.zeros(5, 2, 7, 4)), r"shape \(2, 7, 4\) for a pair, its record says \(2, 3, 4\)"),
+    (Latents(WHOLE), "tokens of int64, expected floating-point"),
+    ((torch.zeros(5, 2, 3, 4), WHOLE[:1]), r"codes of shape \(1, 2, 3\)"),
+    (Latents(torch.zeros(5, 2, 3, 4), torch.zeros(5, 2, 3)), "expected whole numbers"),
+])  # fmt: skip
 def test_answers_that_contradict_the_record_stop(answer: Any, named: str) -> None:
     with pytest.raises(LaryError, match=r"Model 'own' returned .*lary check-model") as caught:
         own(lambda clips: answer).encode(PAIRS)

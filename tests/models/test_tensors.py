@@ -101,10 +101,9 @@ def test_bombs_are_refused_before_they_take_memory(tmp_path: Path) -> None:
             refused(tmp_path, lambda: read(path), "tensors announce")
 
 
-@pytest.mark.parametrize(
-    ("shape", "offsets", "length"),
-    [([4], [0, 16], 1 << 63), ([400], [0, 1600], None), ([5], [0, 16], None), ([1 << 62, 1 << 62], [0, 16], None)],
-)
+@pytest.mark.parametrize(("shape", "offsets", "length"), [
+    ([4], [0, 16], 1 << 63), ([400], [0, 1600], None), ([5], [0, 16], None), ([1 << 62, 1 << 62], [0, 16], None),
+])  # fmt: skip
 def test_false_headers_of_safetensors(tmp_path: Path, shape: list[int], offsets: list[int], length: int | None) -> None:
     text = json.dumps({"w": {"dtype": "F32", "shape": shape, "data_offsets": offsets}}).encode()
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", length or len(text)) + text + bytes(16))

@@ -94,8 +94,7 @@ def test_safetensors_pickled_tensors_and_shards_give_the_same(dinov2: Path) -> N
     shards = {key: f"model-{number % 2}.safetensors" for number, key in enumerate(tensors)}
     for shard in set(shards.values()):
         save_file({key: value for key, value in tensors.items() if shards[key] == shard}, dinov2 / shard)
-    with pytest.raises(UsageError, match=r"holds 2 \.safetensors files and no model\.safetensors\.index\.json"):
-        make("dinov2-origin", dinov2)
+    fails(UsageError, r"holds 2 \.safetensors files and no model\.safetensors\.index\.", make, "dinov2-origin", dinov2)
     index.write_text(json.dumps({"weight_map": shards}))
     for encoder in (pickled, make("dinov2-origin", dinov2)):
         assert torch.equal(encoder.encode(CLIPS).tokens, expected.encode(CLIPS).tokens)
@@ -210,8 +209,7 @@ def test_a_branch_is_asked_for_its_newest(hub: FakeHub, revision: str | None, ca
         make("dinov2-origin", "someone/else", revision)
     assert "someone/else comes from its cache" in caplog.text
     hub.failure = kind_of(errors.RepositoryNotFoundError)
-    with pytest.raises(UsageError, match="nor a public repository"):  # a denial is not hidden by the cache
-        make("dinov2-origin", "someone/else", revision)
+    fails(UsageError, "nor a public repository", make, "dinov2-origin", "someone/else", revision)  # though cached
 
 
 @pytest.mark.parametrize(
@@ -225,20 +223,15 @@ def test_the_file_of_a_record_alone_is_fetched(hub: FakeHub, name: str, file: st
     assert (hub.downloads[0][0], hub.downloads[0][2]) == (HUB_OF[name], asked)
 
 
-@pytest.mark.parametrize(
-    ("failure", "named"),
-    [
-        ("gated", r"is gated: ask for access at https://huggingface\.co/some/one, .*HF_TOKEN"),
-        ("offline", r"is not in the hub's cache, and HF_HUB_OFFLINE forbids .*pass --weights"),
-        (kind_of(errors.RevisionNotFoundError), r"has no revision 'v9': name a commit, branch or tag of it, or leave"),
-        (OSError("No network.\nMore about it."), r"can't be fetched from the hub \(No network\)\. Set DINO_V3_PATH"),
-        (errors.HFValidationError("Repo id"), "is neither on this machine nor the name of a repository"),
-        (None, r"holds no model\.safetensors beside config\.json\. Set DINO_V3_PATH"),
-    ],
-)
-def test_refusals_of_the_hub_come_before_any_download(
-    hub: FakeHub, failure: Any, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("failure", "named"), [
+    ("gated", r"is gated: ask for access at https://huggingface\.co/some/one, .*HF_TOKEN"),
+    ("offline", r"is not in the hub's cache, and HF_HUB_OFFLINE forbids .*pass --weights"),
+    (kind_of(errors.RevisionNotFoundError), r"has no revision 'v9': name a commit, branch or tag of it, or leave"),
+    (OSError("No network.\nMore about it."), r"can't be fetched from the hub \(No network\)\. Set DINO_V3_PATH"),
+    (errors.HFValidationError("Repo id"), "is neither on this machine nor the name of a repository"),
+    (None, r"holds no model\.safetensors beside config\.json\. Set DINO_V3_PATH"),
+])  # fmt: skip
+def test_refusals_precede_downloads(hub: FakeHub, failure: Any, named: str, tmp_path: Path, monkeypatch: Any) -> None:
     hub.gated = failure == "gated"
     hub.failure = failure if isinstance(failure, Exception) else None
     if not hub.gated:

@@ -128,13 +128,9 @@ def case_names(*models: str, names: str = "*", but: tuple[str, ...] = ()) -> lis
     `models` are patterns of their models, none of them: any; `names` is a pattern of the file's name, which may begin
     like none of `but`.
     """
-    found = [
-        name
-        for name, model in models_of_cases().items()
-        if fnmatchcase(name, names)
-        and not name.startswith(but)
-        and any(fnmatchcase(model, pattern) for pattern in models or "*")
-    ]
+    cases = models_of_cases().items()
+    found = [name for name, model in cases if any(fnmatchcase(model, pattern) for pattern in models or "*")]
+    found = [name for name in found if fnmatchcase(name, names) and not name.startswith(but)]
     CLAIMED.update(found)
     return [pytest.param(name, marks=pytest.mark.slow) if "_full" in name else name for name in found]
 

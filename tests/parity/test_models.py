@@ -188,9 +188,7 @@ def encode(case: Case, file: Path, protocol: BenchmarkProtocol, clips: Any) -> t
 
 
 @pytest.mark.parametrize("name", case_names("wan2-2"))
-def test_wan_tokens_equal_the_published_ones_and_frames_of_a_corrected_pair_are_images(
-    name: str, tmp_path: Path
-) -> None:
+def test_wan_tokens_equal_the_published_ones_and_corrected_pairs_are_images(name: str, tmp_path: Path) -> None:
     case = load_case(name)
     file, kinds = save_released(case, tmp_path), ("image", "video")
     drawn = {kind: case.draw(f"clip_{kind}", "x * 2 - 1") * 2 - 1 for kind in kinds}  # one sample, channels first

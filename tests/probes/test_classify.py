@@ -107,9 +107,7 @@ def test_bfloat16_is_trained_where_asked_for() -> None:
 
 
 @pytest.mark.parametrize(("has", "expected"), [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({}, False)])
-def test_the_published_precision_where_the_device_has_it(
-    has: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_published_precision_where_the_device_has_it(has: Any, expected: bool, monkeypatch: Any) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
     assert (in_bfloat16(True, None, "cpu"), in_bfloat16(False, "bf16", "cpu")) == (expected, True)
     assert not any((in_bfloat16(False, None, "cpu"), in_bfloat16(True, "fp32", "cpu"), in_bfloat16(True, None, "mps")))

@@ -19,9 +19,7 @@ from tests.probes.made import TINY, assert_same, changed, numbers, regressor_inp
 
 
 @pytest.mark.parametrize(("probe", "noise"), [("mlp", 0.05), ("ridge", 3.0)])
-def test_an_mlp_averages_its_last_epochs_and_a_ridge_is_picked_by_cross_validation(
-    probe: str, noise: float, tmp_path: Path
-) -> None:
+def test_an_mlp_averages_last_epochs_and_a_ridge_is_cross_validated(probe: str, noise: float, tmp_path: Path) -> None:
     inputs = regressor_inputs(noise)
     outcome = train(probe, inputs, folder=tmp_path)
     for role in ("seen", "unseen"):
@@ -88,9 +86,8 @@ def test_it_is_deterministic_and_its_choice_reads_no_reported_target(probe: str)
     inputs, other = regressor_inputs(), regressor_inputs()
     for split in other.evaluated.values():
         split.targets[:] = 5.0
-    first, again, third = (
-        train(probe, given, epochs=None if probe == "ridge" else 3) for given in (inputs, inputs, other)
-    )
+    epochs = None if probe == "ridge" else 3
+    first, again, third = (train(probe, given, epochs=epochs) for given in (inputs, inputs, other))
     assert_same(numbers(first), numbers(again))
     for role, split in first.splits.items():
         own, changed_targets = split.selections["held_out"], third.splits[role].selections["held_out"]

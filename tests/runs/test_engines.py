@@ -159,9 +159,7 @@ def test_ray_without_a_cluster_is_a_wrong_request(root: Path) -> None:
     printed(*words, "--engine", "ray", "--address", "127.0.0.1:1", root=root, code=2, has=has)
 
 
-def test_ctrl_c_finishes_the_unit_and_says_how_to_resume(
-    root: Path, counting: Counting, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_finishes_the_unit_and_says_how_to_resume(root: Path, counting: Counting, monkeypatch: Any) -> None:
     counting("trial", "Counting.calls == 3", INTERRUPT)
     monkeypatch.setattr(sys, "argv", ["/usr/bin/lary", "extract", "--model", "trial", "--input", "my table.csv"])
     before = signal.getsignal(signal.SIGINT)

@@ -41,9 +41,8 @@ def ask(split: str = "val", dataset: str = "calvin", **changes: Any) -> ExtractC
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        path.name: path.read_bytes() for path in sorted(folder.glob("[!m]*")) if path.name not in (TIMING, MANIFEST)
-    }
+    files = [path for path in sorted(folder.glob("[!m]*")) if path.name not in (TIMING, MANIFEST)]
+    return {path.name: path.read_bytes() for path in files}
 
 
 def latents(root: Path, dataset: str = "calvin", split: str = "val", model: str = MODEL) -> Path:
@@ -51,18 +50,15 @@ def latents(root: Path, dataset: str = "calvin", split: str = "val", model: str 
 
 
 def test_rows_behind_a_limit_come_in_further_shards(root: Path) -> None:
-    limited, report = (
-        extract(ask(store="shards", shard_rows=4, batch_size=2, limit=limit), settings_of(root)) for limit in (5, None)
-    )
+    options = {"store": "shards", "shard_rows": 4, "batch_size": 2}
+    limited, report = (extract(ask(**options, limit=limit), settings_of(root)) for limit in (5, None))
     assert (limited.rows, limited.extracted, report.done_before, report.extracted) == (5, 5, 5, 7)
     files = sorted(path.stem for path in latents(root).glob("shard*"))
     assert files == ["shard_00000", "shard_00001", "shard_00001_1", "shard_00002"]
 
 
 @pytest.mark.parametrize("kind", ["npz", "shards"])
-def test_a_replaced_file_is_named_and_the_split_is_done_again(
-    root: Path, kind: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_replaced_file_is_named_and_the_split_is_done_again(root: Path, kind: Any, caplog: Any) -> None:
     settings, options = settings_of(root), {"store": kind, "shard_rows": 4, "batch_size": 2}
     first, media = extract(ask(**options, limit=5), settings), root / "data/regression/calvin/val_stride5"
     rows = rows_of(root / "data" / "calvin_metadata_val.csv")
@@ -74,13 +70,8 @@ def test_a_replaced_file_is_named_and_the_split_is_done_again(
     (record := latents(root) / "media_00000.txt").write_text(record.read_text() + "\ntorn")
     kept = one.read_bytes()
     one.write_bytes(last.read_bytes())
-    fails(
-        UsageError,
-        rf"^1 media files were replaced .*{one.name}: put .* or pass --overwrite",
-        extract,
-        ask(**options),
-        settings,
-    )
+    message = rf"^1 media files were replaced .*{one.name}: put .* or pass --overwrite"
+    fails(UsageError, message, extract, ask(**options), settings)
     one.write_bytes(kept)
     assert extract(ask(**options), settings).extracted == 0
     last.write_bytes(kept)
@@ -189,15 +180,13 @@ def test_retry_failed_takes_only_the_failed_rows(root: Path) -> None:
     printed(*ASK, root=root, code=1, has=["12 rows, 1 extracted now, 1 failed"])
 
 
+COUNTS = ("limit", "batch-size", "workers", "shard-rows", "read-timeout")
 WRONG = [
     (["--dataset", "calvinn"], "Did you mean calvin"),
     (["--split", "vall"], "no split 'vall'. Did you mean val"),
     (["--mode", "video"], "--mode video: data set 'calvin' holds pairs and has mode image"),
     (["--stride", "10"], "has stride 5"),
-    *(
-        ([f"--{name}", "0"], f"--{name} 0: must be more than 0")
-        for name in ("limit", "batch-size", "workers", "shard-rows", "read-timeout")
-    ),
+    *(([f"--{name}", "0"], f"--{name} 0: must be more than 0") for name in COUNTS),
     (["--gpus", "a"], "--gpus 'a'"),
     (["--input", "nowhere.csv"], "nowhere.csv"),
     (["--plugin", "nowhere.py"], "nowhere.py"),

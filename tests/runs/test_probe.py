@@ -79,9 +79,8 @@ def test_a_result_is_not_returned_for_other_targets_statistics_or_tokens(place: 
         np.savez(file, tokens=np.load(file)["tokens"])
     options: dict[str, Any] = {"model_type": "ridge", "epochs": None, "action_mode": "relative"}
     first = probe(place, **options)
-    roles = [
-        f"{kind} {role}" for role in ("train", "seen") for kind in ("table", "latents", "tokens", "targets", "media")
-    ]
+    kinds = ("table", "latents", "tokens", "targets", "media")
+    roles = [f"{kind} {role}" for role in ("train", "seen") for kind in kinds]
     assert {each.name for each in first.result.inputs} == {"options", "statistics", *roles}
     for files, change, words in (
         (actions[:1], lambda file: np.save(file, np.load(file) * 2), "targets of val"),
@@ -134,15 +133,11 @@ def test_a_revision_is_verified_by_the_digests_of_its_samples(made: Path, tmp_pa
 
 
 def test_what_the_paper_protocol_changes_is_named(place: Path) -> None:
-    picked = {
-        "mlp": "the epoch is picked",
-        "ridge": "the penalty is picked",
-        "attentive": "the head, in the last epoch, is",
-    }
     for dataset in ("calvin", "robot_1st"):
         for split in ("train", "val"):
             extract(ExtractConfig(model=MODEL, dataset=dataset, split=split, protocol="paper"), settings_of(place))
-    for kind, first in picked.items():
+    epoch, head = "the epoch is picked", "the head, in the last epoch, is"
+    for kind, first in (("mlp", epoch), ("ridge", "the penalty is picked"), ("attentive", head)):
         options = {} if kind == "attentive" else {"model_type": kind, "epochs": None if kind == "ridge" else 2}
         done = probe(place, "robot_1st" if kind == "attentive" else "calvin", protocol="paper", **options)
         notes = done.result.protocol_notes
@@ -212,9 +207,7 @@ def test_latents_of_a_model_without_a_record_are_probed(tmp_path: Path, shape: t
     assert (result.model.paradigm, result.model.dim) == ("unregistered", 6)
 
 
-def test_a_folder_that_can_not_be_written_to_stops_a_probe_before_its_training(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unwritable_folder_stops_a_probe_before_its_training(made: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(torch.optim, "AdamW", lambda *_, **__: pytest.fail("trained"))
     (tmp_path / "regression").touch()
     fails(LaryError, r"Cannot write .*regression.*: ", probe, made, logs=tmp_path)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,15 +94,12 @@ def test_a_finished_demo_is_not_redone(undisturbed: tuple[Path, str]) -> None:
 
 
 def test_a_table_of_results_begins_with_the_best(tmp_path: Path) -> None:
-    runs = [
-        read_result(fake.write_classification(tmp_path / name, name, skill)) for name, skill in (("a", 1), ("b", 3))
-    ]
+    skills = {"a": 1, "b": 3}
+    runs = [read_result(fake.write_classification(tmp_path / name, name, skills[name])) for name in skills]
     assert [line.split()[0] for line in results_table(runs).splitlines()[2:5]] == ["b", "a", "(majority"]
 
 
-def test_demo_without_the_trained_encoder_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_demo_without_the_trained_encoder_says_so(tmp_path: Path, monkeypatch: Any, caplog: Any) -> None:
     monkeypatch.setitem(sys.modules, PACKAGE, None)
     monkeypatch.setattr(log, "propagate", True)
     with caplog.at_level("INFO", logger="lary"):

@@ -47,36 +47,25 @@ def borrow(rows: Rows) -> None:
         row["la_path"] = row["la_path"].replace("/val/", "/train/")
 
 
-@pytest.mark.parametrize(
-    ("dataset", "options", "seeds"),
-    [
-        ("calvin", {}, (0, 1, 2)),
-        ("calvin", {"model_type": "ridge", "probe_preset": "paper"}, (0, 1, 2)),
-        ("calvin", {"protocol": "paper"}, (42,)),
-        ("calvin", {"seed": 3}, (3,)),
-        ("robot_1st", {}, (0, 1, 2)),
-        ("robot_1st", {"probe_preset": "paper"}, (0,)),
-        ("robot_1st", {"protocol": "paper", "seeds": "5,6"}, (5, 6)),
-    ],
-)
+@pytest.mark.parametrize(("dataset", "options", "seeds"), [
+    ("calvin", {}, (0, 1, 2)), ("calvin", {"model_type": "ridge", "probe_preset": "paper"}, (0, 1, 2)),
+    ("calvin", {"protocol": "paper"}, (42,)), ("calvin", {"seed": 3}, (3,)),
+    ("robot_1st", {}, (0, 1, 2)), ("robot_1st", {"probe_preset": "paper"}, (0,)),
+    ("robot_1st", {"protocol": "paper", "seeds": "5,6"}, (5, 6)),
+])  # fmt: skip
 def test_default_seeds(dataset: str, options: dict[str, Any], seeds: tuple[int, ...]) -> None:
     """Several where p values need them; one where the published settings have it, or several cost days."""
     assert seeds_of(config_of(dataset, **options)) == seeds
 
 
-@pytest.mark.parametrize(
-    ("split", "edit", "message"),
-    [
-        ("val", lambda rows: rows[2].update(action="juggle"), r"row 3 \(line 4\): 'juggle' is no class of robot_1st"),
-        ("train", lambda rows: [row.update(action="pick") for row in rows], "All 24 training samples are of the class"),
-        ("val", lambda rows: borrow(rows[-1:]), r"row \d+: .*\.npz was made by another extraction than the rows befo"),
-        ("train", shift, r"row 1: .*\.npz holds the latents of sample \w+ \(.*mp4\), not of sample"),
-        ("val", borrow, r"row 1: .*\.npz holds the latents of sample \w+ \(.*mp4\), not of sample"),
-    ],
-)
-def test_tables_with_wrong_rows_are_refused(
-    place: Path, split: str, edit: Callable[[Rows], None], message: str
-) -> None:
+@pytest.mark.parametrize(("split", "edit", "message"), [
+    ("val", lambda rows: rows[2].update(action="juggle"), r"row 3 \(line 4\): 'juggle' is no class of robot_1st"),
+    ("train", lambda rows: [row.update(action="pick") for row in rows], "All 24 training samples are of the class"),
+    ("val", lambda rows: borrow(rows[-1:]), r"row \d+: .*\.npz was made by another extraction than the rows befo"),
+    ("train", shift, r"row 1: .*\.npz holds the latents of sample \w+ \(.*mp4\), not of sample"),
+    ("val", borrow, r"row 1: .*\.npz holds the latents of sample \w+ \(.*mp4\), not of sample"),
+])  # fmt: skip
+def test_tables_with_wrong_rows_are_refused(place: Path, split: str, edit: Any, message: str) -> None:
     change(place, split, edit)
     fails(LaryError, message, probe, place, "robot_1st")
 
@@ -102,10 +91,9 @@ def test_latents_of_another_model_or_data_set_are_refused(place: Path) -> None:
     fails(UsageError, "holds latents of --dataset calvin: extract", probe, place, "libero")
 
 
-@pytest.mark.parametrize(
-    ("dataset", "options"),
-    [("robot_1st", {}), ("calvin", {"model_type": "mlp"}), ("calvin", {"model_type": "ridge", "epochs": None})],
-)
+@pytest.mark.parametrize(("dataset", "options"), [
+    ("robot_1st", {}), ("calvin", {"model_type": "mlp"}), ("calvin", {"model_type": "ridge", "epochs": None}),
+])  # fmt: skip
 def test_latents_that_are_not_finite_name_their_sample(place: Path, dataset: str, options: dict[str, Any]) -> None:
     file = place / "latent_actions" / dataset / "val" / MODEL / "latent_action_00000001.npz"
     with np.load(file) as arrays:
@@ -119,10 +107,8 @@ def test_latents_that_are_not_finite_name_their_sample(place: Path, dataset: str
 def test_every_split_goes_through_the_same_projection_and_orders_are_drawn_anew(made: Path) -> None:
     splits = open_splits(settings_of(made), DATASETS.get("calvin"), config_of())
     for asked, same in ((config_of(project=3), True), (config_of(control="shuffled-order"), False)):
-        train, validation = (
-            shown(splits["train"], asked, 5, training=training).read(range(12)) for training in (True, False)
-        )
-        assert np.array_equal(train, validation) is same
+        both = (shown(splits["train"], asked, 5, training=training).read(range(12)) for training in (True, False))
+        assert np.array_equal(*both) is same
 
 
 @pytest.fixture(scope="module")
