@@ -20,6 +20,7 @@ LARGEST_FAILURES = 1 << 30
 LARGEST_YAML = 1 << 17
 """The most bytes of a file that people write by hand: about a hundred pages."""
 DEEPEST_YAML = 16
+ATTEMPTS = 16  # to make a temporary file: its name may be taken, or its folder just be removed
 PIECE = 1 << 18
 """Bytes of each of the 16 pieces by which a large media file is known."""
 LONGEST_PATH, LONGEST_NAME = 4096, 255
@@ -66,7 +67,7 @@ def create_temporary(path: Path) -> tuple[int, str]:
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     try:
-        while True:
+        for _ in range(ATTEMPTS):
             name = f"{path.parent}{os.sep}.{path.name}.{os.urandom(4).hex()}.tmp"
             try:
                 return os.open(name, flags, 0o666), name  # less what this process's umask takes away
@@ -74,6 +75,7 @@ def create_temporary(path: Path) -> tuple[int, str]:
                 continue
             except FileNotFoundError:
                 path.parent.mkdir(parents=True, exist_ok=True)
+        raise OSError(errno.ENOENT, "its folder was removed, or takes no files")
     except OSError as error:
         raise cannot_write(path, error) from error
 
@@ -211,7 +213,7 @@ def first_error(error: Any) -> tuple[str, str]:
     return ".".join(map(str, first["loc"])), first["msg"]
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """The first line of a library's message, and the next where that is a heading."""
     first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     if first.endswith(":") and rest:
@@ -238,6 +240,11 @@ def _parsed(path: Path, what: str, limit: int, parse: Callable[[bytes], Any], ki
         raise kind(f"The {what} {path} can't be read: it is nested too deeply.") from None
     except (OSError, ValueError) as error:
         raise kind(f"The {what} {path} can't be read: {' '.join(str(error).split()).rstrip('.')}.") from error
+
+
+def read_text(path: Path, what: str) -> str:
+    """Read a small text in UTF-8. Raises UsageError as `read_yaml`."""
+    return str(_parsed(path, what, LARGEST_YAML, bytes.decode, UsageError))
 
 
 def _plain_yaml(content: bytes) -> Any:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-from lary.files import digest, path_problem
+from lary.files import digest, path_problem, reason_of
+from lary.runtime import log
 from lary.types import UsageError, as_path
 
 
@@ -84,13 +85,19 @@ class Registry(Generic[Record]):
             for module in self._modules:
                 importlib.import_module(module)
             for point in importlib.metadata.entry_points(group=self._group) if self._group else ():
-                point.load()
+                try:
+                    point.load()
+                except (Exception, SystemExit) as error:  # a package that is broken costs itself alone
+                    where = f"{point.value} of the package {point.dist.name if point.dist else 'unknown'}"
+                    log.warning("left out: %s fails: %s: %s", where, type(error).__name__, reason_of(error))
         return list(self._records)
 
     def __iter__(self) -> Iterator[Record]:
         return iter([self._records[name] for name in self.names()])
 
 
+PLUGIN = "lary_plugin_"
+"""Beginning of the names of the modules that plug-ins are."""
 _plugins: dict[str, Path] = {}
 
 
@@ -108,7 +115,7 @@ def load_plugin(path: str | Path) -> None:
     if problem := path_problem(str(file)):
         raise UsageError(f"Plug-in {str(path)[:60]!r} is no file: {problem}.")
     file = file.resolve()
-    name = f"lary_plugin_{file.stem}_{digest(str(file))}"
+    name = f"{PLUGIN}{file.stem}_{digest(str(file))}"
     if name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(name, file) if file.is_file() else None

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lary.files import LARGEST_YAML, path_problem, read_limited, read_yaml, write_text
+from lary.files import LARGEST_YAML, path_problem, read_limited, read_text, read_yaml, write_text
 from lary.registry import suggest
 from lary.types import UsageError, as_path
 
@@ -185,7 +185,7 @@ def set_config(file: Path, name: str, value: str) -> None:
     check_setting(name, "There is no setting")
     import yaml
 
-    text = file.read_text(encoding="utf-8") if file.exists() else config_template()
+    text = read_text(file, "configuration file") if file.exists() else config_template()
     entry = yaml.safe_dump({name: value}, width=4096).strip()
     for start in ("", r"#[ \t]*"):  # in place of the line that sets it, or else of the comment
         text, count = re.subn(rf"^{start}{name}[ \t]*:.*$", lambda _: entry, text, count=1, flags=re.MULTILINE)

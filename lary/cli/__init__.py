@@ -6,14 +6,19 @@ stopped by Ctrl-C.
 
 import json
 import os
+import re
 import sys
+import traceback
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from cyclopts import App, CycloptsError, Parameter
 
 from lary import __version__
-from lary.runtime import log, setup_logging
+from lary.files import reason_of
+from lary.registry import PLUGIN
+from lary.runtime import PlainOutput, log, open_streams, setup_logging
 from lary.types import LaryError, UsageError
 
 app = App(
@@ -30,26 +35,63 @@ for name, (function, meaning) in _COMMANDS.items():
     app.command(f"lary.cli.{function}", name=name, help=meaning)
 
 
+MEMORY = re.compile("failed to map|allocate memory|out of memory")
+"""What the linker and torch say where there is no memory."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and exit; errors become a sentence and a code, not a traceback."""
+    """Run a command and exit; errors become a sentence and a code, and a traceback with ``--debug`` alone."""
+    open_streams()
     setup_logging()
     words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words or bool(os.environ.get("LARY_DEBUG"))
+    if not re.fullmatch(r"[2-9]\d|\d{3}", os.environ.get("COLUMNS", "80")):
+        del os.environ["COLUMNS"]  # rich wraps lines of no width without end
     code: object = LaryError.exit_code
     try:
-        code = app(words, exit_on_error=False, print_error=True, result_action="return_value")
-    except LaryError as error:
-        log.error("%s", error)
-        code = error.exit_code
+        check_folder()
+        rest = [word for word in words if word != "--debug"]
+        command, bound, _ = app.parse_args(rest, exit_on_error=False)
+        # Help and version are our own texts, in colours.
+        own = command.__module__.startswith("lary.")
+        with redirect_stdout(PlainOutput(sys.stdout) if own else sys.stdout):
+            code = command(*bound.args, **bound.kwargs)
+            sys.stdout.flush()
     except CycloptsError:  # it has printed its own sentence
         code = UsageError.exit_code
-    except (MemoryError, RecursionError) as error:
-        log.error("%s: a file or option asks for more than this machine has", str(error) or "out of memory")
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    except OSError as error:
-        log.error("%s", error)
     except KeyboardInterrupt:
         log.error("stopped; start the same command again to resume")
         code = 130
+    except Exception as error:
+        log.error("%s", "".join(traceback.format_exception(error)) if debug else sentence(error))
+        code = getattr(error, "exit_code", code)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def check_folder() -> None:
+    """Raise UsageError where the current folder was removed, which makes libraries end the process."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError("The current folder was removed: change to another one first.") from None
+
+
+def sentence(error: BaseException) -> str:
+    """What went wrong, for the user, with the lines of a plug-in that an error passed through."""
+    lines: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        for frame, number in traceback.walk_tb(cause.__traceback__):
+            if str(frame.f_globals.get("__name__")).startswith(PLUGIN):
+                lines.append(f"\n  {frame.f_code.co_filename}, line {number}, in {frame.f_code.co_name}")
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    text = str(error)
+    if isinstance(error, MemoryError | RecursionError) or (MEMORY.search(text) and not isinstance(error, LaryError)):
+        text = f"{text or 'out of memory'}: a file or option asks for more than this machine has, or a limit allows"
+    elif not isinstance(error, LaryError | OSError):
+        text = f"{type(error).__name__}: {reason_of(error)}"
+        text += "" if lines else "; --debug shows where, which a report of this defect needs"
+    return text + "".join(dict.fromkeys(lines))

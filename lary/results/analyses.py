@@ -20,7 +20,7 @@ from lary.models.overview import paper_rows
 from lary.models.spec import MODELS
 from lary.results import figures
 from lary.results.figures import Context, Files, Found, grouped, slug
-from lary.results.folder import FinishedRun, find_results
+from lary.results.folder import Broken, FinishedRun, find_results, without_odd
 from lary.results.report import dataset_title, metric_name, published_score
 from lary.results.samples import attention_maps, trajectories
 from lary.settings import Settings
@@ -62,12 +62,17 @@ def make_analysis(kind: AnalysisKind, config: AnalyzeConfig, settings: Settings)
     """
     config.check_counts("count", "window")
     out = config.out or settings.path("LARY_LOG_DIR") / "analysis"
-    context = Context(_chosen_runs(config, settings), out, config, settings)
+    runs, folder = _chosen_runs(config, settings), config.folder or settings.path("LARY_LOG_DIR")
     files: list[Path] = []
     left_out: list[str] = []
     for name in ANALYSES if kind == "all" else (kind,):
+
+        def made(own: Sequence[FinishedRun], odd: Sequence[Broken], name: str = name) -> Files:
+            reasons = [f"{path}: {reason}" for path, reason in odd]
+            return [*ANALYSES[name](Context(tuple(own), out, config, settings)), *reasons]
+
         try:
-            found = list(ANALYSES[name](context))
+            found = without_odd(runs, made, folder)
         except UsageError:
             raise
         except LaryError as error:

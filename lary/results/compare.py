@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lary.results import statistics as stats
-from lary.results.folder import FinishedRun, choice_of, find_results, finished_run
+from lary.results.folder import AGAIN, FinishedRun, choice_of, find_results, finished_run
 from lary.results.published import SampleScores, read_scores
 from lary.results.record import Metric, number
 from lary.results.summarise import metric
@@ -203,10 +203,13 @@ def load_samples(run: str | Path) -> DataFrame:
         result, scores = found.result, found.scores
         columns: JsonDict = {"split": role, "sample": scores.ids, "group": scores.groups}
         columns["score"] = scores.scores.mean(axis=0, dtype=np.float64)
-        columns |= {f"score_{seed}": own for seed, own in zip(result.seeds, scores.scores, strict=True)}
-        if result.task == "classification":
-            lines = found.file("case.txt").read_text(encoding="utf-8").splitlines()
-            parts = zip(*(line.rsplit("\t", 2) for line in lines), strict=True)
-            columns |= dict(zip(("media", "predicted", "true"), parts, strict=True))
-        tables.append(DataFrame(columns))
+        try:
+            columns |= {f"score_{seed}": own for seed, own in zip(result.seeds, scores.scores, strict=True)}
+            if result.task == "classification":
+                lines = found.file("case.txt").read_text(encoding="utf-8").splitlines()
+                parts = zip(*(line.rsplit("\t", 2) for line in lines), strict=True)
+                columns |= dict(zip(("media", "predicted", "true"), parts, strict=True))
+            tables.append(DataFrame(columns))
+        except (OSError, ValueError) as error:
+            raise LaryError(f"{found.folder}: the scores or case.txt don't fit its result: {error}. {AGAIN}") from error
     return concat(tables, ignore_index=True)

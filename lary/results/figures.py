@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from lary.arrays import Doubles
 from lary.configs import AnalyzeConfig
-from lary.files import csv_text, write_bytes, write_json, write_text
+from lary.files import csv_text, digest, write_bytes, write_json, write_text
 from lary.registry import suggest
 from lary.results.folder import FinishedRun
 from lary.settings import Settings
@@ -39,6 +39,7 @@ NO_DATES: dict[Format, Any] = {
     "png": {"Software": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }
+LONGEST_STEM = 200  # bytes; with an ending and that of a temporary file 255 are allowed
 LABELLED_CLASSES, NUMBERED_CLASSES = 60, 15
 """With more classes a confusion matrix has no names, and no numbers."""
 
@@ -201,12 +202,12 @@ class Context:
 
         All runs in the figure have the settings of `run`.
         """
-        png, svg, data, lines = [self.out / f"{stem}.{kind}" for kind in ("png", "svg", "json", "csv")]
+        png, svg, data, lines = [self.out / f"{slug(stem)}.{kind}" for kind in ("png", "svg", "json", "csv")]
         write_bytes(png, render(figure, "png"))
         write_bytes(svg, render(figure, "svg"))
         # JSON has null where a number is missing, and plain numbers.
         plain = table.astype(object).where(table.notna(), None)
-        write_text(lines, csv_text([plain.columns, *plain.to_numpy()]))
+        write_text(lines, csv_text([plain.columns, *(map(no_formula, row) for row in plain.to_numpy())]))
         own = {"format": 1, "analysis": stem.partition("_")[0]}
         own |= {"protocol": run.result.protocol, "preset": run.result.preset}
         write_json(data, own | facts | {"rows": plain.to_dict("records")})
@@ -229,5 +230,12 @@ def check_known(option: str, wanted: Sequence[str], known: Sequence[str], proble
 
 
 def slug(text: str) -> str:
-    """A text as part of a file name."""
+    """A text as part of a file name, which can't leave its folder; a long one ends in its digest."""
+    if len(data := text.encode()) > LONGEST_STEM:
+        text = f"{data[: LONGEST_STEM - 20].decode(errors='ignore')}-{digest(text)}"
     return re.sub(r"[^\w.+-]+", "-", text).strip("-")
+
+
+def no_formula(cell: Any) -> Any:
+    """A cell of a table for people; a text that a spreadsheet would run as a formula gets an apostrophe."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell

@@ -13,7 +13,7 @@ from lary import __version__
 from lary.data.images import read_image
 from lary.files import write_text
 from lary.models.overview import paper_rows
-from lary.results.folder import Broken, FinishedRun, find_results
+from lary.results.folder import Broken, FinishedRun, find_results, without_odd
 from lary.results.published import png_of
 from lary.results.record import FILE_NAME, EvalResult, Example, Metric, number
 from lary.types import JsonDict, LaryError, UsageError, as_path
@@ -46,7 +46,7 @@ def write_report(folder: str | Path, target: str | Path | None = None) -> Path:
     if not runs and not broken:
         raise UsageError(f"No {FILE_NAME} below {folder}: run 'lary classify' or 'lary regress' first.")
     path = as_path(target) if target else folder / REPORT_NAME
-    write_text(path, _page(runs, broken))
+    write_text(path, without_odd(runs, lambda fine, odd: _page(fine, [*broken, *odd]), folder))
     return path
 
 
@@ -104,8 +104,9 @@ def contests_of(runs: Sequence[FinishedRun]) -> list[JsonDict]:
         local = "local " if result.relative_frame == "local" else ""
         mode = f" ({local}relative actions)" if result.action_mode == "relative" else ""
         folds = f" ({result.folds} folds)" if result.folds else ""
-        found.setdefault((f"{dataset_title(result)}{splits}{mode}{folds}", result.kind), []).append(run)
-    return [{"name": " · ".join(key), "runs": own, "rows": board_rows(own)} for key, own in sorted(found.items())]
+        key = (f"{dataset_title(result)}{splits}{mode}{folds}", result.kind, result.task, result.primary)
+        found.setdefault(key, []).append(run)
+    return [{"name": " · ".join(key[:2]), "runs": own, "rows": board_rows(own)} for key, own in sorted(found.items())]
 
 
 def dataset_title(result: EvalResult) -> str:

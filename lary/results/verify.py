@@ -44,7 +44,7 @@ def verify_run(place: Path) -> tuple[str, list[str]]:
             wrong += [] if same else [f"{name} is not what was recorded."]
     except KeyError:
         lacks.append(f"{OLDER} the arrays that metrics are recomputed from.")
-    except (ValueError, LaryError) as error:
+    except (IndexError, ValueError, LaryError) as error:
         wrong.append(f"The metrics can't be recomputed: {error}")
     if b'"seal"' not in data:
         lacks.append(f"{OLDER} a digest of result.json itself.")

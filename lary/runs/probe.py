@@ -172,7 +172,7 @@ def train_and_write(task: Task, team: Team, device: str) -> None:
     config, seeds, inputs = task.config, seeds_of(task.config), inputs_of(task)
     identity, folder = run_identity(inputs), run_folder(config, task.settings)
     tracker: TrackerName = config.tracker if team.leads and task.kind != "ridge" else "none"
-    with writing(folder, identity, resume=config.resume, leads=team.leads) as run:
+    with writing(folder, identity, resume=config.resume, leads=team.leads, check=lambda: finished(folder, task)) as run:
         task.read_targets()
         rows = len(task.splits["train"].table)
         if config.folds:

@@ -14,7 +14,7 @@ from typing import Any
 
 from lary.configs import RunConfig, SweepConfig, make_options
 from lary.data.spec import DATASETS
-from lary.files import read_yaml
+from lary.files import digest, read_yaml
 from lary.latents.pipeline import Interrupted
 from lary.models.spec import MODELS, with_latent
 from lary.probes.presets import PRESETS
@@ -25,10 +25,11 @@ from lary.runs.probe import run_folder
 from lary.runs.run import RunReport, probe_config, results_table, run
 from lary.runtime import log, setup_logging
 from lary.settings import Settings, load_settings
-from lary.types import JsonDict, LaryError, UsageError
+from lary.types import RANDOM, JsonDict, LaryError, UsageError
 
 SECTIONS = {"options": dict, "grid": dict, "runs": list}
-MOST_RUNS = 10_000
+MOST_RUNS, LONGEST = 10_000, 200
+"""Runs of a sweep, and letters of a folder's name that tell of options."""
 
 IN_FOLDER = (
     "model",
@@ -45,6 +46,7 @@ IN_FOLDER = (
 """Options in a result's folder name; runs that differ in others get their own folder."""
 
 OF_LATENTS = (
+    "weights",
     "revision",
     "precision",
     "model_seed",
@@ -80,7 +82,9 @@ class Planned:
     @property
     def latents(self) -> tuple[str | None, ...]:
         """What names a folder of latents: runs with equal ones share it."""
-        return tuple(getattr(self.config, name) for name in IN_FOLDER[:6])
+        found = [getattr(self.config, name) for name in IN_FOLDER[:6]]
+        found[3] = RANDOM if self.config.weights == RANDOM else None  # a checkpoint is in no name
+        return tuple(found)
 
     def settings(self, settings: Settings) -> Settings:
         """The settings of this run."""
@@ -181,7 +185,7 @@ def read_plan(file: Path) -> list[Planned]:
             for name, value in sorted(options.items())
             if name not in IN_FOLDER and value is not None
         )
-        plan.append(Planned(number, config, own[:200]))
+        plan.append(Planned(number, config, own if len(own) <= LONGEST else f"{own[:LONGEST]},{digest(own)}"))
     if not plan:
         raise UsageError(f"{where} asks for no run: it needs a grid or runs.")
     latents: dict[tuple[Any, ...], Any] = {}
@@ -191,6 +195,15 @@ def read_plan(file: Path) -> list[Planned]:
             raise UsageError(
                 f"{where} asks for {each.config.model} on {each.config.dataset} with {name} {before} and {value}: "
                 "these share a folder; make two sweeps of it, with another LARY_LA_DIR and LARY_ROOT."
+            )
+    folders: dict[str, int] = {}
+    here = load_settings({"LARY_LOG_DIR": "."}, environment={})
+    for each in plan:
+        place = f"{each.own}/{run_folder(probe_config(each.config), here)}".casefold()
+        if (other := folders.setdefault(place, each.number)) != each.number:
+            raise UsageError(
+                f"{where}: runs {other} and {each.number} differ, yet their folder would be the same, {place}: write "
+                "their options in one way, or make two sweeps of it, with another LARY_LOG_DIR."
             )
     return plan
 
