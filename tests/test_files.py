@@ -12,7 +12,16 @@ from unittest.mock import Mock
 import pytest
 
 from lary import files
-from lary.files import WriteError, atomic_write, inside, read_failures, read_json, remove_torn, write_text
+from lary.files import (
+    WriteError,
+    atomic_write,
+    create_temporary,
+    inside,
+    read_failures,
+    read_json,
+    remove_torn,
+    write_text,
+)
 from lary.types import Failure, LaryError, UsageError
 from tests.helpers import fails
 
@@ -95,3 +104,8 @@ def test_failures_file_is_one_row_per_failure(tmp_path: Path) -> None:
         assert read_failures(tmp_path / "failures.csv") == failures
     files.write_failures(tmp_path / "failures.csv", [])
     assert not (tmp_path / "failures.csv").exists()
+
+
+def test_a_folder_that_takes_no_files_is_no_endless_loop() -> None:
+    """As /proc, or a network folder that is stale."""
+    fails(WriteError, "Cannot write .*its folder was removed, or takes no files", create_temporary, Path("/proc/x.npy"))

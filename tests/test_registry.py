@@ -1,8 +1,12 @@
 """Registries of records, and the plug-ins that add to them."""
 
+import logging
 import os
+import sys
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -60,3 +64,16 @@ def test_plugins_that_are_none(tmp_path: Path, name: str) -> None:
     (tmp_path / "secret.py").chmod(0)
     path = name if name.startswith(("/", "~")) else f"{tmp_path}/{name}"
     refused(tmp_path, lambda: load_plugin(path), "Plug-in|no home folder")
+
+
+def test_a_broken_package_costs_itself_alone(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    things: Registry[Thing] = Registry("thing", group="lary.things")
+    monkeypatch.setattr(logging.getLogger("lary"), "propagate", True)
+    points = [EntryPoint(name, f"{name}:THING", "lary.things") for name in ("absent_package", "sys", "this_one")]
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: points if group == "lary.things" else [])
+    monkeypatch.setitem(sys.modules, "this_one", SimpleNamespace(THING=things.add(Thing("alpha"))))  # type: ignore[arg-type]
+    assert things.names() == ["alpha"]
+    text = caplog.text
+    assert "left out: absent_package:THING of the package unknown fails: ModuleNotFoundError" in text
+    assert "left out: sys:THING" in text
+    assert "this_one" not in text

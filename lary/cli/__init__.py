@@ -16,8 +16,6 @@ from pathlib import Path
 from cyclopts import App, CycloptsError, Parameter
 
 from lary import __version__
-from lary.files import reason_of
-from lary.registry import PLUGIN
 from lary.runtime import PlainOutput, log, open_streams, setup_logging
 from lary.types import LaryError, UsageError
 
@@ -81,6 +79,9 @@ def check_folder() -> None:
 
 def sentence(error: BaseException) -> str:
     """What went wrong, for the user, with the lines of a plug-in that an error passed through."""
+    from lary.files import reason_of
+    from lary.registry import PLUGIN
+
     lines: list[str] = []
     cause: BaseException | None = error
     while cause is not None:

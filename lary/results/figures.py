@@ -87,7 +87,7 @@ def finish(figure: Figure, axes: Any, title: str) -> None:
     """Add a title over the panels of a figure and a legend from the marks of one."""
     marks = {name: mark for mark, name in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    figure.suptitle(title, fontsize=9.5, wrap=True)
+    figure.suptitle(title, fontsize=9.5, wrap="$" not in title)  # to wrap, matplotlib parses formulas
 
 
 def plot_pair(axes: Any, steps: npt.ArrayLike, truth: npt.ArrayLike, guess: npt.ArrayLike, marker: str | None) -> None:

@@ -1,21 +1,24 @@
 """The command line as a whole: help in groups, the option names of version 0.1, exit codes, time to answer."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import yaml
 
+import lary
 import lary.configs
 import lary.data.configs
 from lary.cli import app
 from lary.configs import Options
 from lary.types import LaryError, UsageError
-from tests.helpers import FIXTURES
+from tests.helpers import FIXTURES, printed
 from tests.helpers import lary as command
 
 KNOWN = json.loads((FIXTURES / "options_v0_1.json").read_text())
@@ -33,6 +36,7 @@ GONE = {
     "analyze": {"--square"},
 }
 """Options of version 0.1 that are no more."""
+MORE = "a file or option asks for more than this machine has, or a limit allows"
 GROUPS = ("Model and data set", "Latents", "Probe", "Reading of media", "Storage", "Machine", "Paths")
 
 
@@ -99,10 +103,11 @@ def test_exit_codes(words: str, code: int) -> None:
 def test_errors_are_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
     for error, code, words in (
         (LaryError("wrong"), 1, "wrong"), (UsageError("wrong"), 2, "wrong"), (OSError("gone"), 1, "gone"),
-        (MemoryError(), 1, "out of memory: a file or option asks for more than this machine has"),
+        (MemoryError(), 1, f"out of memory: {MORE}"), (ImportError("failed to map"), 1, f"failed to map: {MORE}"),
+        (KeyError("x"), 1, "KeyError: 'x'; --debug shows where, which a report of this defect needs"),
         (KeyboardInterrupt(), 130, "stopped; start the same command again to resume"),
     ):  # fmt: skip
-        monkeypatch.setattr("lary.cli.app", Mock(side_effect=error))
+        monkeypatch.setattr("lary.cli.app", Mock(parse_args=Mock(side_effect=error)))
         assert (command("models").code, command("models").err) == (code, f"lary: {words}\n")
     shell = f"{sys.executable} -m lary.cli schema | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", shell], capture_output=True, check=False)
@@ -115,3 +120,51 @@ def test_defaults_of_options_stay() -> None:
     for kind in kinds_of(Options):
         found[kind.__name__] = {name: getattr(kind, name, "needed") for name in kind.__annotations__}
     assert json.loads(json.dumps(found, default=str)) == json.loads((FIXTURES / "defaults.json").read_text())
+
+
+def run(words: str, **options: Any) -> tuple[int, str]:
+    """Exit code and output of a command in a shell, where ``lary`` is the command line."""
+    shell = f'lary() {{ {sys.executable} -m lary.cli "$@"; }}; {words}'
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=120, check=False, **options)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("columns", ["0", "3", "-5", "wide", "99999999"])
+def test_help_ends_on_terminals_without_a_width(columns: str) -> None:
+    code, text = run("lary extract --help", env={**os.environ, "COLUMNS": columns})
+    assert (code, "--model STR" in text) == (0, True)
+
+
+def test_streams_that_are_closed_and_a_folder_that_is_gone(tmp_path: Path) -> None:
+    """A closed stream is never the next file that is opened."""
+    env = {**os.environ, "PYTHONPATH": str(Path(lary.__file__).parents[1])}
+    for closed in ("2>&-", ">&- 2>&-", "<&- >&- 2>&-"):
+        words = f"lary config init {closed}; lary schema --out schema.json {closed}"
+        assert run(words, cwd=tmp_path, env=env) in ((0, ""), (0, "Wrote lary.yaml\n"))
+        assert (tmp_path / "lary.yaml").read_text().startswith("# Settings")
+        assert json.loads((tmp_path / "schema.json").read_text())
+        (tmp_path / "lary.yaml").unlink()
+    code, text = run('mkdir gone; cd gone; rmdir "$PWD"; lary config init', cwd=tmp_path, env=env)
+    assert (code, text) == (2, "lary: The current folder was removed: change to another one first.\n")
+
+
+def test_an_error_of_a_plugin_names_its_lines_and_debug_shows_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = tmp_path / "own.py"
+    plugin.write_text("import json\n\ndef inner():\n    json.loads('{')\n\ninner()\n")
+    done = command("--debug", "models", "--plugin", plugin)
+    assert (done.code, "Traceback" in done.err, "json/decoder.py" in done.err) == (2, True, True)
+    text = printed("models", "--plugin", plugin, code=2, has=[f"Plug-in {plugin} failed: JSONDecodeError"])
+    assert text.endswith(f"\n  {plugin}, line 6, in <module>\n  {plugin}, line 4, in inner\n")
+    assert "decoder.py" not in text
+    monkeypatch.setenv("LARY_DEBUG", "1")
+    assert "Traceback" in command("models", "--plugin", plugin).err
+
+
+def test_what_files_say_does_not_steer_the_terminal(tmp_path: Path) -> None:
+    config = tmp_path / "lary.yaml"
+    assert "/x\\x1b[2J" in printed("config", "set", "DATA_DIR", "/x\x1b[2J", "--config", config)
+    plugin = tmp_path / "own.py"
+    plugin.write_text("print('\\x1b]0;owned\\x07 tab\\t', end='!')")
+    assert "\\x1b]0;owned\\x07 tab\t!" in printed("models", "--plugin", plugin)

@@ -131,3 +131,23 @@ def test_codebook_holds_all_settings_but_one(tmp_path: Path) -> None:
         ("codebook size", 8, 0.6489), ("codebook size", 64, 0.6404),
         ("sequence length", 16, 0.6333), ("sequence length", 49, 0.6404),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["../../../X", "/X", "$\\frac{$", "=HYPERLINK(1)", "@x", "n" * 250, "Ж" * 120, "a/../../X"]
+)
+def test_names_out_of_results_stay_names(tmp_path: Path, name: str) -> None:
+    """In figures, tables and the names of files, which stay below --out."""
+    folder = tmp_path / "a/b/c/d"
+    path = add_classification(folder, "pixels", "libero", 2.0)
+    data = json.loads(path.read_text())
+    data |= {"probe": name, "preset": name, "model": data["model"] | {"name": name}}
+    path.write_text(json.dumps(data))
+    before = set(contents(tmp_path))
+    printed("analyze", "frequency", root=folder)
+    files = set(contents(tmp_path)) - before
+    assert {Path(file).parent.as_posix() for file in files} == {"a/b/c/d/logs/analysis"}
+    assert {Path(file).suffix for file in files} == set(SUFFIXES)
+    table = rows_of(tmp_path / next(file for file in files if file.endswith(".csv")))
+    assert {row["model"].startswith(("=", "@", "+", "-")) for row in table} == {False}
+    assert {float(row["f1"]) >= 0 for row in table} == {True}

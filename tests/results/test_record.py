@@ -2,13 +2,14 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 
-from lary.results.compare import open_scored
+from lary.results.compare import load_results, open_scored
 from lary.results.folder import find_results
 from lary.results.record import (
     FILE_NAME,
@@ -124,3 +125,34 @@ def test_numbers_as_text_and_the_reading_of_a_difference_by_its_corrected_p() ->
     assert [one.reading() for one in (*others, Metric(value=1.0))] == ["worse", "even", ""]
     texts = " ".join(Metric(value=value).text() for value in (0.0004, 0.0005, 999.4, 1234.5))
     assert texts == "0.0004 0.001 999.400 1.23e+03"
+
+
+ODD: dict[str, Callable[[dict[str, Any]], object]] = {
+    "lacks the primary metric 'x'": lambda data: data.update(primary="x"),
+    "lacks the primary metric": lambda data: data["controls"]["mean_action"].update(metrics={}),
+    "no selection held_out": lambda data: data["selections"].pop("held_out"),
+    "different numbers of dimensions": lambda data: data["examples"][1]["true"].append([1.0]),
+    "without bounds, 1e\\+200": lambda data: data["dimensions"][0].update(rmse=1e200),
+    "without bounds, inf": lambda data: data["extra"].update(note=[{"deep": float("inf")}]),
+    "without bounds, 1000": lambda data: data["provenance"]["machine"].update(cores=10**200),
+    "has half a character": lambda data: data["provenance"].update(command=["lary", "\udc00"]),
+    "'yyyyyyyyyyyyyyyyyyyy' is too long": lambda data: data["options"].update({"y" * 70_000: 1}),
+    "control characters": lambda data: data["dataset"].update(name="a\x1b[2J"),
+    "too long for a path": lambda data: data["model"].update(name="n" * 300),
+}
+"""Changes after which a result fits the JSON Schema, by what is said of each."""
+
+
+@pytest.mark.parametrize("words", ODD)
+def test_an_odd_result_costs_itself_alone(tmp_path: Path, words: str) -> None:
+    good, odd = (fake.write_regression(tmp_path / "logs" / name, name, 0.4) for name in ("good", "odd"))
+    data = json.loads(odd.read_text())
+    ODD[words](data)
+    odd.write_text(json.dumps(data))
+    with bounded():
+        fails(LaryError, words, read_result, odd)
+    found, broken = find_results(tmp_path)
+    assert ([run.folder for run in found], [path.name for path, _ in broken]) == ([good.parent], [FILE_NAME])
+    page = write_report(tmp_path / "logs").read_text()
+    assert ("Unreadable files" in page, "odd/result.json</code>" in page, 'id="run-1"' in page) == (True, True, True)
+    assert len(load_results(tmp_path)) == 2, "two selections of the good one"

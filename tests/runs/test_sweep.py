@@ -109,3 +109,25 @@ def test_a_sweep_without_a_cluster_or_on_a_small_one_is_refused(place: Path, mon
     monkeypatch.setitem(sys.modules, "ray", Mock(get_gpu_ids=lambda: [5, 7]))
     assert _with_gpus(lambda *given: given, "group") == ("group", "0,1"), "of those that Ray lets it see"
     fails(LaryError, "--cpus-per-run 8", check_resources, {"CPU": 4.0}, SweepConfig(cpus_per_run=8))
+
+
+@pytest.mark.parametrize(("runs", "words"), [
+    ("[{weights: a.pt}, {weights: b.pt}]", "with weights a.pt and b.pt: these share a folder"),
+    ("[{weights: a.pt}, {}]", "with weights a.pt and None: these share a folder"),
+    ("[{seeds: '0,1'}, {seeds: '0_1'}]", "runs 1 and 2 differ, yet their folder would be the same"),
+    ("[{tracker: none, epochs: 2}, {epochs: 3}, {epochs: 2, tracker: wandb}]", ""),
+    ("[{weights: random}, {}]", ""),
+])  # fmt: skip
+def test_no_two_runs_share_a_folder(place: Path, runs: str, words: str) -> None:
+    done = sweep(place, f"options: {{model: pixels, dataset: calvin}}\nruns: {runs}", "--dry-run")
+    assert (done.code, words in done.err, "Traceback" in done.err) == (2 if words else 0, True, False), done.err
+
+
+def test_long_options_have_a_folder_each(place: Path) -> None:
+    seeds = [",".join(map(str, range(first, first + 90))) for first in (0, 1, 0)]
+    text = "options: {model: pixels, dataset: calvin}\nruns:\n" + "".join(
+        f"- {{seeds: '{own}', epochs: {epochs}}}\n" for own, epochs in zip(seeds, (1, 1, 2), strict=True)
+    )
+    (place / "sweep.yaml").write_text(text)
+    names = [each.own for each in sweeps.read_plan(place / "sweep.yaml")]
+    assert (len(set(names)), max(map(len, names)) < 256) == (3, True)
