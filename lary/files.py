@@ -20,7 +20,7 @@ LARGEST_FAILURES = 1 << 30
 LARGEST_YAML = 1 << 17
 """The most bytes of a file that people write by hand: about a hundred pages."""
 DEEPEST_YAML = 16
-ATTEMPTS = 16  # to make a temporary file: its name may be taken, or its folder just be removed
+ATTEMPTS = 16  # at a temporary file
 PIECE = 1 << 18
 """Bytes of each of the 16 pieces by which a large media file is known."""
 LONGEST_PATH, LONGEST_NAME = 4096, 255
@@ -75,7 +75,7 @@ def create_temporary(path: Path) -> tuple[int, str]:
                 continue
             except FileNotFoundError:
                 path.parent.mkdir(parents=True, exist_ok=True)
-        raise OSError(errno.ENOENT, "its folder was removed, or takes no files")
+        raise OSError(errno.ENOENT, "its folder takes no files")
     except OSError as error:
         raise cannot_write(path, error) from error
 
@@ -243,7 +243,7 @@ def _parsed(path: Path, what: str, limit: int, parse: Callable[[bytes], Any], ki
 
 
 def read_text(path: Path, what: str) -> str:
-    """Read a small text in UTF-8. Raises UsageError as `read_yaml`."""
+    """Read a small text; errors as `read_yaml`."""
     return str(_parsed(path, what, LARGEST_YAML, bytes.decode, UsageError))
 
 

@@ -87,8 +87,8 @@ class Registry(Generic[Record]):
             for point in importlib.metadata.entry_points(group=self._group) if self._group else ():
                 try:
                     point.load()
-                except (Exception, SystemExit) as error:  # a package that is broken costs itself alone
-                    where = f"{point.value} of the package {point.dist.name if point.dist else 'unknown'}"
+                except (Exception, SystemExit) as error:
+                    where = f"{point.value} of {point.dist.name if point.dist else '?'}"
                     log.warning("left out: %s fails: %s: %s", where, type(error).__name__, reason_of(error))
         return list(self._records)
 
@@ -97,7 +97,6 @@ class Registry(Generic[Record]):
 
 
 PLUGIN = "lary_plugin_"
-"""Beginning of the names of the modules that plug-ins are."""
 _plugins: dict[str, Path] = {}
 
 

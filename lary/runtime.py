@@ -73,38 +73,23 @@ def memory_bytes(*, free: bool = False) -> int:
     return min(found)
 
 
-class PlainFormatter(logging.Formatter):
-    """Lines of the log in which no file name can control the terminal.
-
-    Control characters are written as ``\\x1b``.
-    """
-
-    def format(self, record: logging.LogRecord) -> str:
-        return visible(super().format(record))
-
-
-def visible(text: str) -> str:
-    """A text without control characters, which are written as ``\\x1b``."""
-    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
-
-
-class PlainOutput:
-    """Standard output in which no name out of a file can control the terminal."""
+class PlainStream:
+    """A stream that writes control characters as ``\\x1b``."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write a text with its control characters made visible."""
-        self._stream.write(visible(text))
-        return len(text)
+        """Write a text."""
+        plain = CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+        return int(self._stream.write(plain))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
 def open_streams() -> None:
-    """Give closed standard streams a device: otherwise the next file that is opened would be one of them."""
+    """Reopen closed standard streams: files would get their numbers."""
     while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(handle, True)
     os.close(handle)
@@ -115,8 +100,8 @@ def open_streams() -> None:
 
 def setup_logging() -> None:
     """Log to stderr; results alone go to stdout."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(PlainFormatter("lary: %(message)s"))
+    handler: logging.Handler = logging.StreamHandler(PlainStream(sys.stderr))
+    handler.setFormatter(logging.Formatter("lary: %(message)s"))
     log.handlers[:] = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False

@@ -1,5 +1,6 @@
 """The run around the work: the lines of the log, and the devices that are chosen and printed."""
 
+import io
 import logging
 import sys
 from pathlib import Path
@@ -8,14 +9,15 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from lary.runtime import PlainFormatter, in_threads, memory_bytes, pick_devices, provenance, setup_logging, tell_once
+from lary.runtime import PlainStream, in_threads, memory_bytes, pick_devices, provenance, setup_logging, tell_once
 from lary.types import UsageError
 from tests.helpers import fails
 
 
 def test_log_lines_do_not_steer_the_terminal() -> None:
-    record = logging.LogRecord("lary", logging.ERROR, "", 0, "%s", ("a\x1b]0;title\x07\x9b31m\0\rb",), None)
-    assert PlainFormatter("lary: %(message)s").format(record) == "lary: a\\x1b]0;title\\x07\\x9b31m\\x00\\x0db"
+    handler = logging.StreamHandler(PlainStream(text := io.StringIO()))
+    handler.emit(logging.LogRecord("lary", logging.ERROR, "", 0, "%s", ("a\x1b]0;title\x07\x9b31m\0\rb",), None))
+    assert text.getvalue() == "a\\x1b]0;title\\x07\\x9b31m\\x00\\x0db\n"
 
 
 def test_results_of_threads_keep_the_order_of_their_items() -> None:

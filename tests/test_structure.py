@@ -26,9 +26,11 @@ LAYERS = {
 APART = (("models", "data"), ("data", "models"), ("probes", "models"))
 # The house has 22,000 lines, 100 modules, 160,000 tokens and 12,000 lines of tests. "Numbers that hold" adds 700 lines,
 # 3 modules and 1,000 lines of tests, the demo that shows the claim 115 lines. New code has about 10.5 tokens per line.
+# "Impossible to hurt" may add 300 lines, 2 modules and 800 lines of tests; so far 150, 1 and 200 for odd results, names,
+# streams, limits and sweeps.
 LIMITS = {
-    "lines": 22_815, "modules": 103, "tokens": 167_990, "characters per line": 43, "longest module": 400,
-    "templates, scripts and styles": 900, "lines of tests": 12_990, "lines of utils/ and benchmarks/": 2_460,
+    "lines": 22_965, "modules": 103, "tokens": 169_256, "characters per line": 43, "longest module": 400,
+    "templates, scripts and styles": 900, "lines of tests": 13_190, "lines of utils/ and benchmarks/": 2_460,
     "words of the README": 1_000,
 }  # fmt: skip
 """Budgets of the whole; they only ever become smaller, but for allowances that an issue names."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from cyclopts import App, CycloptsError, Parameter
 
 from lary import __version__
-from lary.runtime import PlainOutput, log, open_streams, setup_logging
+from lary.runtime import PlainStream, log, open_streams, setup_logging
 from lary.types import LaryError, UsageError
 
 app = App(
@@ -26,6 +26,7 @@ app = App(
     help_format="plaintext",
     default_parameter=Parameter(negative_iterable=()),
 )
+MEMORY = re.compile("failed to map|allocate memory|out of memory")
 # Function and help of every command. Its module is only imported when it is
 # called, so that help answers at once.
 _COMMANDS = json.loads(Path(__file__).with_name("commands.json").read_text(encoding="utf-8"))
@@ -33,26 +34,20 @@ for name, (function, meaning) in _COMMANDS.items():
     app.command(f"lary.cli.{function}", name=name, help=meaning)
 
 
-MEMORY = re.compile("failed to map|allocate memory|out of memory")
-"""What the linker and torch say where there is no memory."""
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and exit; errors become a sentence and a code, and a traceback with ``--debug`` alone."""
+    """Run a command and exit; errors become a sentence and a code, with ``--debug`` a traceback."""
     open_streams()
     setup_logging()
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words or bool(os.environ.get("LARY_DEBUG"))
     if not re.fullmatch(r"[2-9]\d|\d{3}", os.environ.get("COLUMNS", "80")):
-        del os.environ["COLUMNS"]  # rich wraps lines of no width without end
+        del os.environ["COLUMNS"]  # rich would not end
     code: object = LaryError.exit_code
     try:
-        check_folder()
-        rest = [word for word in words if word != "--debug"]
-        command, bound, _ = app.parse_args(rest, exit_on_error=False)
-        # Help and version are our own texts, in colours.
-        own = command.__module__.startswith("lary.")
-        with redirect_stdout(PlainOutput(sys.stdout) if own else sys.stdout):
+        os.getcwd()  # or fail
+        command, bound, _ = app.parse_args([word for word in words if word != "--debug"], exit_on_error=False)
+        own = command.__module__.startswith("lary.")  # help has colours
+        with redirect_stdout(PlainStream(sys.stdout) if own else sys.stdout):
             code = command(*bound.args, **bound.kwargs)
             sys.stdout.flush()
     except CycloptsError:  # it has printed its own sentence
@@ -69,16 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def check_folder() -> None:
-    """Raise UsageError where the current folder was removed, which makes libraries end the process."""
-    try:
-        os.getcwd()
-    except FileNotFoundError:
-        raise UsageError("The current folder was removed: change to another one first.") from None
-
-
 def sentence(error: BaseException) -> str:
-    """What went wrong, for the user, with the lines of a plug-in that an error passed through."""
+    """What went wrong, and the lines of plug-ins that it passed."""
     from lary.files import reason_of
     from lary.registry import PLUGIN
 
@@ -91,8 +78,10 @@ def sentence(error: BaseException) -> str:
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     text = str(error)
     if isinstance(error, MemoryError | RecursionError) or (MEMORY.search(text) and not isinstance(error, LaryError)):
-        text = f"{text or 'out of memory'}: a file or option asks for more than this machine has, or a limit allows"
+        text = f"{text or 'out of memory'}: a file or option asks for more than this machine has"
+    elif isinstance(error, FileNotFoundError) and error.filename is None:
+        text = "The current folder was removed: change to another one."
     elif not isinstance(error, LaryError | OSError):
         text = f"{type(error).__name__}: {reason_of(error)}"
-        text += "" if lines else "; --debug shows where, which a report of this defect needs"
+        text += "" if lines else "; --debug shows where"
     return text + "".join(dict.fromkeys(lines))

@@ -153,9 +153,9 @@ class Readers:
                 os.ftruncate(self._descriptor, size)
                 self._memory = mmap.mmap(self._descriptor, size)
             except (OSError, ValueError, OverflowError) as error:
-                if getattr(error, "errno", 0) == errno.EFBIG:  # POSIX counts shared memory as a file
-                    limit = f"the {size / 1e6:.1f} MB of {count} batches: raise it"
-                    raise LaryError(f"The limit on the size of files (ulimit -f) is below {limit}.") from error
+                if getattr(error, "errno", 0) == errno.EFBIG:
+                    need = f"{size / 1e6:.1f} MB of {count} batches"
+                    raise LaryError(f"The limit of a file's size (ulimit -f) is below {need}.") from error
                 megabytes = size / count / 1e6
                 raise LaryError(
                     f"There is no memory for {count} batches of {megabytes:.0f} MB: lower --batch-size."

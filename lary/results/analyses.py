@@ -20,7 +20,7 @@ from lary.models.overview import paper_rows
 from lary.models.spec import MODELS
 from lary.results import figures
 from lary.results.figures import Context, Files, Found, grouped, slug
-from lary.results.folder import Broken, FinishedRun, find_results, without_odd
+from lary.results.folder import FinishedRun, find_results
 from lary.results.report import dataset_title, metric_name, published_score
 from lary.results.samples import attention_maps, trajectories
 from lary.settings import Settings
@@ -62,21 +62,18 @@ def make_analysis(kind: AnalysisKind, config: AnalyzeConfig, settings: Settings)
     """
     config.check_counts("count", "window")
     out = config.out or settings.path("LARY_LOG_DIR") / "analysis"
-    runs, folder = _chosen_runs(config, settings), config.folder or settings.path("LARY_LOG_DIR")
+    context = Context(_chosen_runs(config, settings), out, config, settings)
     files: list[Path] = []
     left_out: list[str] = []
     for name in ANALYSES if kind == "all" else (kind,):
-
-        def made(own: Sequence[FinishedRun], odd: Sequence[Broken], name: str = name) -> Files:
-            reasons = [f"{path}: {reason}" for path, reason in odd]
-            return [*ANALYSES[name](Context(tuple(own), out, config, settings)), *reasons]
-
         try:
-            found = without_odd(runs, made, folder)
+            found = list(ANALYSES[name](context))
         except UsageError:
             raise
         except LaryError as error:
             found = [str(error)]
+        except Exception as error:
+            found = [f"{type(error).__name__}: {error}"]
         files += [own for own in found if isinstance(own, Path)]
         left_out += [f"{name}: {own}" for own in found if isinstance(own, str)]
     if not files:

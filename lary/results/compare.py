@@ -211,5 +211,5 @@ def load_samples(run: str | Path) -> DataFrame:
                 columns |= dict(zip(("media", "predicted", "true"), parts, strict=True))
             tables.append(DataFrame(columns))
         except (OSError, ValueError) as error:
-            raise LaryError(f"{found.folder}: the scores or case.txt don't fit its result: {error}. {AGAIN}") from error
+            raise LaryError(f"{run}: its files differ: {error}. {AGAIN}") from error
     return concat(tables, ignore_index=True)

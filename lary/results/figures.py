@@ -39,7 +39,8 @@ NO_DATES: dict[Format, Any] = {
     "png": {"Software": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }
-LONGEST_STEM = 200  # bytes; with an ending and that of a temporary file 255 are allowed
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+LONGEST_STEM = 200
 LABELLED_CLASSES, NUMBERED_CLASSES = 60, 15
 """With more classes a confusion matrix has no names, and no numbers."""
 
@@ -87,7 +88,7 @@ def finish(figure: Figure, axes: Any, title: str) -> None:
     """Add a title over the panels of a figure and a legend from the marks of one."""
     marks = {name: mark for mark, name in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    figure.suptitle(title, fontsize=9.5, wrap="$" not in title)  # to wrap, matplotlib parses formulas
+    figure.suptitle(title, fontsize=9.5, wrap="$" not in title)
 
 
 def plot_pair(axes: Any, steps: npt.ArrayLike, truth: npt.ArrayLike, guess: npt.ArrayLike, marker: str | None) -> None:
@@ -230,12 +231,12 @@ def check_known(option: str, wanted: Sequence[str], known: Sequence[str], proble
 
 
 def slug(text: str) -> str:
-    """A text as part of a file name, which can't leave its folder; a long one ends in its digest."""
-    if len(data := text.encode()) > LONGEST_STEM:
-        text = f"{data[: LONGEST_STEM - 20].decode(errors='ignore')}-{digest(text)}"
-    return re.sub(r"[^\w.+-]+", "-", text).strip("-")
+    """A text as part of a file name, at most `LONGEST_STEM` bytes."""
+    text = re.sub(r"[^\w.+-]+", "-", text).strip("-")
+    short = text.encode()[: LONGEST_STEM - 20].decode(errors="ignore")
+    return text if len(text.encode()) < LONGEST_STEM else f"{short}-{digest(text)}"
 
 
 def no_formula(cell: Any) -> Any:
-    """A cell of a table for people; a text that a spreadsheet would run as a formula gets an apostrophe."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+    """A cell, with an apostrophe where a spreadsheet would run its text."""
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in FORMULA else cell

@@ -8,11 +8,10 @@ that the result names, with its digest.
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from lary import __version__
 from lary.files import file_digest, inside, read_limited, refuse_link, remove_torn, write_text
@@ -27,7 +26,6 @@ STATE = "training_state.pt"
 """A file that only an interrupted run needs."""
 AGAIN = "Run the probe again with --overwrite."
 
-Made = TypeVar("Made")
 Broken = tuple[Path, str]
 """A file that can't be read, and the reason."""
 
@@ -64,8 +62,8 @@ def writing(
     """Hold a run's folder for writing; files of the same `identity` are kept to `resume` from.
 
     Of processes that train together only the one that `leads` takes the lock and prepares
-    ``.work/``. Raises LaryError where another process writes there, or has finished a run since
-    the caller looked: `check` returns its result, or raises as it does for that of another run.
+    ``.work/``. Raises LaryError where another process writes there, or where `check`, under the
+    lock, finds or raises of a result that is new.
     """
     run = RunFolder(folder)
     if not leads:
@@ -75,7 +73,7 @@ def writing(
         refuse_link(run.work)
         _move(folder)
         if check():
-            raise LaryError(f"{folder} was finished by another process just now: start the same command again.")
+            raise LaryError(f"{folder} was just finished by another process: start this command again.")
         mark, wanted = run.work / IDENTITY, f"{identity} {__version__}"
         known = ""
         with suppress(OSError):
@@ -205,27 +203,3 @@ def find_results(folder: Path) -> tuple[list[FinishedRun], list[Broken]]:
             log.warning("left out: %s", error)
             broken.append((path.relative_to(folder), str(error).replace(str(path), path.name)))
     return runs, broken
-
-
-def without_odd(
-    runs: Sequence[FinishedRun], make: Callable[[Sequence[FinishedRun], list[Broken]], Made], folder: Path
-) -> Made:
-    """What `make` makes of runs below a folder and of those left out, on which it fails unexpectedly."""
-    try:
-        return make(runs, [])
-    except LaryError:
-        raise
-    except Exception:
-        odd: dict[Path, str] = {}
-        for run in runs:
-            try:
-                make([run], [])
-            except LaryError:
-                continue
-            except Exception as error:
-                odd[run.folder / FILE_NAME] = f"it holds values that can't be shown: {type(error).__name__}: {error}"
-                log.warning("left out: %s: %s", run.folder / FILE_NAME, odd[run.folder / FILE_NAME])
-        if not odd:
-            raise
-        fine = [run for run in runs if run.folder / FILE_NAME not in odd]
-        return make(fine, [(path.relative_to(folder), reason) for path, reason in odd.items()])

@@ -9,12 +9,13 @@ import re
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lary.files import digest, first_error, json_text, path_problem, read_json, write_text
+from lary.files import digest, first_error, json_text, read_json, write_text
 from lary.probes.outcome import SelectionName
+from lary.results.checks import odd_part
 from lary.types import RANDOM, BenchmarkProtocol, JsonDict, LaryError
 
 SCHEMA_VERSION = 4
@@ -23,10 +24,6 @@ SEAL = re.compile(rb'"seal": "([0-9a-f]{64})"')
 USUAL_PROBES = ("", "attentive", "mlp")
 """Probes of the paper's leaderboards."""
 ALONE = "intervals are for this one training alone, and differences have no p value: --seeds 0,1,2 trains three"
-
-LARGEST, LONGEST_TEXT = 1e100, 1 << 16
-"""Bounds of every number, whose square has to be finite, and of every text."""
-HALVES = re.compile("[\\ud800-\\udfff]")
 
 Unit = Literal["fraction", "normalised", "physical", "degrees", "none"]
 
@@ -312,20 +309,6 @@ class EvalResult(RunFacts):
     history: tuple[JsonDict, ...] = ()
     warnings: tuple[str, ...] = ()
 
-    @model_validator(mode="after")
-    def _check_parts(self) -> "EvalResult":
-        """Refuse parts that contradict each other, since readers rely on them."""
-        if self.headline not in self.selections:
-            raise ValueError(f"there is no selection {self.headline}, which is the headline")
-        rows: list[Any] = [*self.selections.values(), *self.controls.values(), *self.per_seed]
-        for row in rows:
-            if self.primary not in row.metrics:
-                raise ValueError(f"a selection, control or seed lacks the primary metric {self.primary[:60]!r}")
-        for each in self.examples:
-            if len({len(step) for step in (*each.true, *each.predicted)}) > 1:
-                raise ValueError("examples: the steps of a chunk have different numbers of dimensions")
-        return self
-
     @property
     def label(self) -> str:
         """The model's name, with what sets this run apart from the usual one of its kind."""
@@ -387,33 +370,15 @@ def read_result(path: Path) -> EvalResult:
     if not isinstance(version, int):
         raise LaryError(f"{path} is no result of lary: it has no schema_version.")
     if version > SCHEMA_VERSION:
-        raise LaryError(
-            f"{path} has schema version {str(version)[:20]}, this lary reads up to {SCHEMA_VERSION}: update lary."
-        )
-    if problem := _odd_leaf(data):
-        raise LaryError(f"{path} is no result of lary: {problem}.")
+        known = f"this lary reads up to {SCHEMA_VERSION}"
+        raise LaryError(f"{path} has schema version {str(version)[:20]}, {known}: update lary.")
     try:
         result = EvalResult.model_validate(_migrated(data, version))
     except ValidationError as error:
-        why = ": ".join(filter(None, first_error(error)))
-        raise LaryError(f"{path} does not fit the schema of a result: {why}.") from error
-    for name in (result.model.name, result.dataset.name, result.dataset.title, result.probe, result.preset):
-        if problem := path_problem(name):
-            raise LaryError(f"{path} is no result of lary: {name[:60]!r} is no name: {problem}.")
+        raise LaryError(f"{path} does not fit the schema of a result: {': '.join(first_error(error))}.") from error
+    if problem := odd_part(data, result):
+        raise LaryError(f"{path} is no result of lary: {problem}.")
     return result
-
-
-def _odd_leaf(data: Any) -> str:
-    """The number or text of parsed JSON that no run writes, since it can't be shown; empty without one."""
-    found = [data]
-    for value in found:  # which grows
-        if isinstance(value, dict | list):
-            found += [*value, *value.values()] if isinstance(value, dict) else value
-        elif isinstance(value, str) and (len(value) > LONGEST_TEXT or HALVES.search(value)):
-            return f"the text {value[:20]!r} is too long, or has half a character"
-        elif isinstance(value, int | float) and not -LARGEST < value < LARGEST:
-            return f"it has a number without bounds, {str(value)[:20]}"
-    return ""
 
 
 def _migrated(data: JsonDict, version: int) -> JsonDict:

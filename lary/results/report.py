@@ -13,7 +13,7 @@ from lary import __version__
 from lary.data.images import read_image
 from lary.files import write_text
 from lary.models.overview import paper_rows
-from lary.results.folder import Broken, FinishedRun, find_results, without_odd
+from lary.results.folder import Broken, FinishedRun, find_results
 from lary.results.published import png_of
 from lary.results.record import FILE_NAME, EvalResult, Example, Metric, number
 from lary.types import JsonDict, LaryError, UsageError, as_path
@@ -46,8 +46,23 @@ def write_report(folder: str | Path, target: str | Path | None = None) -> Path:
     if not runs and not broken:
         raise UsageError(f"No {FILE_NAME} below {folder}: run 'lary classify' or 'lary regress' first.")
     path = as_path(target) if target else folder / REPORT_NAME
-    write_text(path, without_odd(runs, lambda fine, odd: _page(fine, [*broken, *odd]), folder))
+    try:
+        page = _page(runs, broken)
+    except Exception:  # costs the odd run alone
+        found = [(run, _problem(run)) for run in runs]
+        broken += [(run.folder.relative_to(folder) / FILE_NAME, why) for run, why in found if why]
+        page = _page([run for run, why in found if not why], broken)
+    write_text(path, page)
     return path
+
+
+def _problem(run: FinishedRun) -> str:
+    """Why a run can't be shown, if so."""
+    try:
+        _page([run], ())
+    except Exception as error:
+        return f"it can't be shown: {type(error).__name__}: {error}"
+    return ""
 
 
 def _page(runs: Sequence[FinishedRun], broken: Sequence[Broken]) -> str:
@@ -106,7 +121,8 @@ def contests_of(runs: Sequence[FinishedRun]) -> list[JsonDict]:
         folds = f" ({result.folds} folds)" if result.folds else ""
         key = (f"{dataset_title(result)}{splits}{mode}{folds}", result.kind, result.task, result.primary)
         found.setdefault(key, []).append(run)
-    return [{"name": " · ".join(key[:2]), "runs": own, "rows": board_rows(own)} for key, own in sorted(found.items())]
+    contests = sorted(found.items())
+    return [{"name": " · ".join(key[:2]), "runs": own, "rows": board_rows(own)} for key, own in contests]
 
 
 def dataset_title(result: EvalResult) -> str:

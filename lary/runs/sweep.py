@@ -29,7 +29,6 @@ from lary.types import RANDOM, JsonDict, LaryError, UsageError
 
 SECTIONS = {"options": dict, "grid": dict, "runs": list}
 MOST_RUNS, LONGEST = 10_000, 200
-"""Runs of a sweep, and letters of a folder's name that tell of options."""
 
 IN_FOLDER = (
     "model",
@@ -81,9 +80,9 @@ class Planned:
 
     @property
     def latents(self) -> tuple[str | None, ...]:
-        """What names a folder of latents: runs with equal ones share it."""
+        """What names a folder of latents."""
         found = [getattr(self.config, name) for name in IN_FOLDER[:6]]
-        found[3] = RANDOM if self.config.weights == RANDOM else None  # a checkpoint is in no name
+        found[3] = RANDOM if self.config.weights == RANDOM else None
         return tuple(found)
 
     def settings(self, settings: Settings) -> Settings:
@@ -201,10 +200,8 @@ def read_plan(file: Path) -> list[Planned]:
     for each in plan:
         place = f"{each.own}/{run_folder(probe_config(each.config), here)}".casefold()
         if (other := folders.setdefault(place, each.number)) != each.number:
-            raise UsageError(
-                f"{where}: runs {other} and {each.number} differ, yet their folder would be the same, {place}: write "
-                "their options in one way, or make two sweeps of it, with another LARY_LOG_DIR."
-            )
+            same = f"runs {other} and {each.number} differ, but would share {place}"
+            raise UsageError(f"{where}: {same}: make two sweeps of it.")
     return plan
 
 

@@ -128,14 +128,14 @@ def test_numbers_as_text_and_the_reading_of_a_difference_by_its_corrected_p() ->
 
 
 ODD: dict[str, Callable[[dict[str, Any]], object]] = {
-    "lacks the primary metric 'x'": lambda data: data.update(primary="x"),
-    "lacks the primary metric": lambda data: data["controls"]["mean_action"].update(metrics={}),
+    "part has no 'x'": lambda data: data.update(primary="x"),
+    "has no 'seen_mse'": lambda data: data["controls"]["mean_action"].update(metrics={}),
     "no selection held_out": lambda data: data["selections"].pop("held_out"),
-    "different numbers of dimensions": lambda data: data["examples"][1]["true"].append([1.0]),
-    "without bounds, 1e\\+200": lambda data: data["dimensions"][0].update(rmse=1e200),
-    "without bounds, inf": lambda data: data["extra"].update(note=[{"deep": float("inf")}]),
-    "without bounds, 1000": lambda data: data["provenance"]["machine"].update(cores=10**200),
-    "has half a character": lambda data: data["provenance"].update(command=["lary", "\udc00"]),
+    "an example is no table": lambda data: data["examples"][1]["true"].append([1.0]),
+    "the number 1e\\+200": lambda data: data["dimensions"][0].update(rmse=1e200),
+    "the number inf": lambda data: data["extra"].update(note=[{"deep": float("inf")}]),
+    "the number 1000": lambda data: data["provenance"]["machine"].update(cores=10**200),
+    "too long, or broken": lambda data: data["provenance"].update(command=["lary", "\udc00"]),
     "'yyyyyyyyyyyyyyyyyyyy' is too long": lambda data: data["options"].update({"y" * 70_000: 1}),
     "control characters": lambda data: data["dataset"].update(name="a\x1b[2J"),
     "too long for a path": lambda data: data["model"].update(name="n" * 300),

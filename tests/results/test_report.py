@@ -15,8 +15,16 @@ import pytest
 
 from lary.models.overview import paper_rows
 from lary.results.folder import finished_run
-from lary.results.record import FILE_NAME, read_result, write_result
-from lary.results.report import PICTURE_BYTES, PUBLISHED, _confusion_picture, contests_of, published_score, write_report
+from lary.results.record import FILE_NAME, EvalResult, read_result, write_result
+from lary.results.report import (
+    PICTURE_BYTES,
+    PUBLISHED,
+    _confusion_picture,
+    contests_of,
+    published_score,
+    settings_of,
+    write_report,
+)
 from lary.results.summarise import classification_result
 from lary.types import UsageError
 from tests import fake_results as fake
@@ -219,3 +227,19 @@ def test_tables_are_sorted_in_a_browser_which_asks_for_nothing(page: str, tmp_pa
     assert order(document, "board-2") == ["majority", "optical-flow", "pixels"]
     board = document.split('id="board-1"')[1].split("</thead>")[0]
     assert re.findall(r'aria-sort="(\w+)"', board)[:3] == ["none", "descending", "none"]
+
+
+def test_a_run_that_can_not_be_drawn_costs_itself_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("good", "odd", "better"):
+        fake.write_classification(tmp_path / name, name, 0.9)
+
+    def unforeseen(result: EvalResult) -> str:
+        if result.model.name == "odd":
+            raise OverflowError("too large")
+        return settings_of(result)
+
+    unforeseen.__name__ = "settings_of"
+    monkeypatch.setattr("lary.results.report.settings_of", unforeseen)
+    page = write_report(tmp_path).read_text()
+    assert "<code>odd/result.json</code>: it can&#39;t be shown: OverflowError: too large" in page
+    assert [f'id="run-{number}"' in page for number in (1, 2, 3)] == [True, True, False]

@@ -114,7 +114,7 @@ def test_a_sweep_without_a_cluster_or_on_a_small_one_is_refused(place: Path, mon
 @pytest.mark.parametrize(("runs", "words"), [
     ("[{weights: a.pt}, {weights: b.pt}]", "with weights a.pt and b.pt: these share a folder"),
     ("[{weights: a.pt}, {}]", "with weights a.pt and None: these share a folder"),
-    ("[{seeds: '0,1'}, {seeds: '0_1'}]", "runs 1 and 2 differ, yet their folder would be the same"),
+    ("[{seeds: '0,1'}, {seeds: '0_1'}]", "runs 1 and 2 differ, but would share"),
     ("[{tracker: none, epochs: 2}, {epochs: 3}, {epochs: 2, tracker: wandb}]", ""),
     ("[{weights: random}, {}]", ""),
 ])  # fmt: skip
