@@ -1,4 +1,4 @@
-"""Arrays from untrusted ``.npy`` and ``.npz`` files, without pickles.
+"""Arrays and rows from untrusted ``.npy``, ``.npz`` and Parquet files, without pickles.
 
 Unlike ``np.load``, no memory is allocated before the header was checked
 against the size of its file (format: numpy.lib.format, versions 1.0 and 2.0).
@@ -11,6 +11,7 @@ import struct
 import threading
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,6 +33,8 @@ FREE = 1 << 26
 """Bytes that any compressed array may unpack to; above, `RATIO` limits it."""
 RATIO = 200
 """The most bytes out per byte in, against zip bombs: tokens stay below 2."""
+ROWS_BYTES = 1 << 24
+"""Bytes of a table that are read at once."""
 LONGEST_HEADER = 1 << 16
 PLAIN_HEADER = re.compile(
     rb"\{'descr': '([<>|=]?[a-zA-Z]\d*)', 'fortran_order': (True|False), "
@@ -135,6 +138,36 @@ def tokens_checksum(path: Path) -> str:
             return f"{about.CRC} {about.file_size}"
     except (*BROKEN, KeyError) as error:
         raise MediaError(f"The latents {path} can't be read ({error}): extract them again.") from error
+
+
+def read_rows(path: Path, columns: Sequence[str], most: int, size: int, where: tuple[str, int] | None = None) -> Any:
+    """The rows of a Parquet file as a pyarrow table, at most `most` of `size` bytes.
+
+    `where` names a column and its value in the rows. A file of a megabyte can
+    announce gigabytes of equal rows, so it is read in pieces. Raises ValueError
+    for more rows or larger ones, KeyError, OSError, ArrowException.
+    """
+    import pyarrow
+    from pyarrow import dataset
+
+    file = dataset.dataset(path, format="parquet")
+    if absent := {*columns}.difference(file.schema.names):
+        raise KeyError(f"it has no column {', '.join(sorted(absent))}")
+    parts = list[Any]()
+    count, taken, limit = 0, 0, max(FREE, RATIO * path.stat().st_size)
+    for batch in file.to_batches(
+        columns=list(columns),
+        filter=where and dataset.field(where[0]) == where[1],
+        batch_size=max(1, min(4096, ROWS_BYTES // size)),
+        batch_readahead=1,
+        fragment_readahead=1,
+        use_threads=False,
+    ):
+        count, taken = count + len(batch), taken + batch.nbytes
+        if count > most or taken > min(limit, count * size + ROWS_BYTES):
+            raise ValueError("it holds more rows or larger ones than its description says")
+        parts.append(batch)
+    return pyarrow.Table.from_batches(parts, file.schema.empty_table().select(list(columns)).schema)
 
 
 def npy_bytes(values: Array) -> bytes:

@@ -15,7 +15,8 @@ from typing import IO, Any
 
 from lary.types import Failure, LaryError, UsageError
 
-LARGEST_JSON = 1 << 28
+LARGEST_JSON = 1 << 26
+"""The most bytes of a JSON file: in memory, empty objects take up to 20 times as many."""
 LARGEST_FAILURES = 1 << 30
 LARGEST_YAML = 1 << 17
 """The most bytes of a file that people write by hand: about a hundred pages."""
@@ -30,6 +31,8 @@ CONTROL = re.compile("[\\x00-\\x1f\\x7f\\ud800-\\udc7f\\udd00-\\udfff]")
 U+DC80 to U+DCFF stay: by them, Python's paths hold bytes that aren't UTF-8
 (PEP 383).
 """
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+"""Names of data sets and splits, which become names of files and folders."""
 PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 """Relative paths that are valid everywhere unless too long: a fast check."""
 
@@ -304,6 +307,12 @@ def inside(root: Path, relative: str) -> Path:
     if problem := path_problem(relative):
         raise UsageError(f"{relative[:60]!r} is no path below {root}: {problem}.")
     return root / pure
+
+
+def check_name(name: str, what: str) -> None:
+    """Raise UsageError for a name, of a file's content, that could lead out of a folder."""
+    if not NAME.fullmatch(name):
+        raise UsageError(f"{what} {name[:80]!r}: use letters, digits, dot, dash and underscore, 64 at most.")
 
 
 def digest(*parts: str | bytes, length: int = 16) -> str:

@@ -5,7 +5,6 @@ scikit-learn's ``train_test_split``, in its shuffled order.
 """
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -148,8 +147,8 @@ def own_groups(table: Path, config: GroupOptions, media: str) -> list[str]:
     cells = tables.read_frame(table, needed=[column])[column].tolist()
     try:
         groups = [tables.matched(pattern, cell.strip()) for cell in cells]
-    except re.error as error:
-        raise UsageError(f"--group-pattern '{pattern}' is no regular expression: {error}.") from error
+    except UsageError as error:
+        raise UsageError(f"--group-pattern {error}") from error
     if "" in groups:
         row = groups.index("")
         where = f"{table}, row {row + 1}: column '{column}'"
@@ -174,8 +173,8 @@ def split_groups(groups: Sequence[str], share: float, strata: Sequence[str] | No
     In random order, a group validates where that brings its classes nearer to their shares:
     every class ends within half of its largest group. Raises UsageError for an empty part.
     """
-    if not 0 < share < 1:
-        raise UsageError(f"--test-size {share}: expected a share between 0 and 1.")
+    if not 0 < share < 1 or seed < 0:
+        raise UsageError(f"--test-size {share}, --seed {seed}: expected a share between 0 and 1, and no negative seed.")
     names, group_of = np.unique(groups, return_inverse=True)
     classes, class_of = np.unique(strata or [""] * len(groups), return_inverse=True)
     totals = np.bincount(class_of, minlength=len(classes)).astype(np.float64)

@@ -7,6 +7,8 @@ them. Messages count rows from 1 and name the line of the file as well.
 from __future__ import annotations
 
 import csv
+import functools
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +25,7 @@ from lary.data.spec import DatasetSpec, LabelSpace
 from lary.files import csv_text, digest, file_digest, inside, path_problem, write_text
 from lary.registry import suggest
 from lary.runtime import in_threads
-from lary.types import Media, Sample, UsageError
+from lary.types import JsonDict, Media, Sample, UsageError
 
 if TYPE_CHECKING:
     import pandas
@@ -42,6 +44,10 @@ PLAIN = {INDEX_COLUMN: r"^[0-9]{1,9}(,[0-9]{1,9})*$", "path": rf"^{SEGMENT}(/{SE
 PLAIN_PATH = re.compile(rf"{SEGMENT}(/{SEGMENT})*(?<! )")
 REVERSED = re.compile(r"(?:_rev)?\.[^./]+$")
 """Ends of paths that leave the group of a clip alone: it keeps its reversal."""
+QUICK = re.compile(r"\^[^*+?{|\\]*(?:(?<!\))[*+?]\??[^*+?{|\\]*){0,2}|[^*+?{]*|\.\*/")
+"""Regular expressions of which even the longest path takes no time worth a limit, which costs some."""
+LONGEST_PATTERN, MOST_REPEATS, MOST_REPAIRS, SECONDS = 1000, 10_000, 16, 0.5
+"""Letters of a pattern, repeats by nested braces, repairs of one path, and CPU time of one path."""
 SHORT = 255
 """Letters within which no part of a path can be too long."""
 LONGEST_CELL = 4096
@@ -73,6 +79,8 @@ def read_frame(path: Path, limit: int | None = None, needed: Sequence[str] = ())
     reading = arrow.ReadOptions(block_size=LONGEST_LINE, use_threads=False)  # threads don't number the rows
     parsing = arrow.ParseOptions(newlines_in_values=True, invalid_row_handler=refuse)
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no regular file")
         header = arrow.open_csv(path, reading, parsing).schema.names
         names = [name.strip() for name in header]
         if len(names) > MOST_COLUMNS:
@@ -238,7 +246,7 @@ class SampleTable:
         """The robot type of every sample; empty where the cell is, and no rule names it."""
         rule, names = self.spec.unnamed_robot, self.robots()
         for position, name in enumerate(names):
-            if rule and not name and re.search(rule[0], self.shown(position, self._media[0])):
+            if rule and not name and evaluate(rule[0], self.shown(position, self._media[0])):
                 names[position] = rule[1]
         return tuple(names)
 
@@ -316,16 +324,45 @@ def folder_of(column: str) -> str:
     return ACTION_FOLDER if column == TARGET_COLUMN else IMAGE_FOLDER
 
 
+@functools.cache
+def compiled(pattern: str, replacement: str = "") -> tuple[Any, JsonDict]:
+    """A regular expression, and the limit of its time. Raises UsageError, also for a wrong replacement."""
+    import regex
+
+    braces = re.findall(r"(\)?)\{(\d*),?(\d*)", pattern)
+    numbers = [(group, max(1, int(low[:9] or 0), int(high[:9] or 0))) for group, low, high in braces]
+    repeats = max([1, *(number for _, number in numbers)]) * math.prod(number for group, number in numbers if group)
+    if len(pattern) > LONGEST_PATTERN or repeats > MOST_REPEATS:
+        raise UsageError(f"'{pattern[:60]}' is too large for a regular expression.")
+    try:
+        quick = re.compile(pattern)
+        quick.sub(replacement, "")
+        return (quick, {}) if QUICK.fullmatch(pattern) else (regex.compile(pattern), {"timeout": SECONDS})
+    except (re.error, regex.error, IndexError, RecursionError, OverflowError) as error:
+        raise UsageError(f"'{pattern}' is no regular expression: {error}.") from error
+
+
+def evaluate(pattern: str, path: str, replacement: str | None = None) -> Any:
+    """What `re.search` or, with a replacement, `re.sub` gives. Raises UsageError, also for a pattern without end."""
+    expression, limit = compiled(pattern, replacement or "")
+    try:
+        if replacement is None:
+            return expression.search(path, **limit)
+        return expression.sub(replacement, path, MOST_REPAIRS, **limit)
+    except TimeoutError:
+        raise UsageError(f"'{pattern}' takes more than {SECONDS:g} s on the path '{path[:60]}': simplify it.") from None
+
+
 def matched(pattern: str, path: str) -> str:
     """The first group that takes part, or the match, of a pattern in a path without its image folder; empty without."""
-    found = re.search(pattern, f"/{path}".replace(f"/{IMAGE_FOLDER}/", "/", 1)[1:])
+    found = evaluate(pattern, f"/{path}".replace(f"/{IMAGE_FOLDER}/", "/", 1)[1:])
     return "" if found is None else next(filter(None, (*found.groups(), found[0])), "")
 
 
 def usual_place(spec: DatasetSpec, cell: str, column: str) -> str:
     """A table's path below its root, repaired and with its folder by the record."""
     if spec.path_repair is not None:
-        cell = re.sub(*spec.path_repair, cell)
+        cell = evaluate(spec.path_repair[0], cell, spec.path_repair[1])
     return placed(cell, folder_of(column), spec.media_depth)
 
 

@@ -32,7 +32,7 @@ from lary.importers.episodes import (
     import_episodes,
 )
 from lary.importers.lerobot_reader import BOOKKEEPING, Episode, EpisodeVideo, LeRobot
-from lary.importers.records import ImportReport, check_name, pair_record, save_import
+from lary.importers.records import ImportReport, check_new, pair_record, save_import
 from lary.registry import suggest
 from lary.runtime import log
 from lary.settings import Settings
@@ -77,8 +77,8 @@ class LeRobotImport:
         motion = [*vars(MotionOptions()), "position", "gripper"]
         if not config.labels and any(getattr(config, name) != getattr(LeRobotConfig, name) for name in motion):
             raise UsageError("--position, --gripper, --threshold and so on are of labels: add --labels atomic.")
-        if not 0 < config.share < 1:
-            raise UsageError(f"--val-share {config.share:g}: expected a share between 0 and 1.")
+        if not 0 < config.share < 1 or config.seed < 0:
+            raise UsageError(f"--val-share {config.share:g}, --seed {config.seed}: expected 0 to 1, and at least 0.")
         pairs = PairCut(max(1, round(data.fps / PAIRS_PER_SECOND)) if config.stride is None else config.stride)
         shortest = 1 if config.labels else pairs.stride
         self.episodes = [episode for episode in data.episodes[: config.episodes] if episode.length > shortest]
@@ -156,7 +156,7 @@ class LeRobotImport:
 
         Raises UsageError for a taken name or folder; LaryError if a split has no rows.
         """
-        check_name(self.name)
+        check_new(self.name)
         data, episodes = self.data, self.episodes
         files = {data.data_path(item) for item in episodes}
         if self.is_video:  # episodes of one video come one after the other, so that it is decoded once
@@ -284,7 +284,8 @@ def read_licence(data: LeRobot, name: str | None) -> Licence:
     """The licence of the command, or else of the head of the data set's README.md."""
     card = data.folder / "README.md"
     if name is None and card.is_file():
-        text = card.read_text(encoding="utf-8", errors="replace")
+        with card.open(encoding="utf-8", errors="replace") as file:
+            text = file.read(1 << 16)
         found = re.match(r"---\n(?:(?!---).*\n)*?license: *([\w.+-]+) *\n", text)
         name = found[1] if found else None
     url = f"https://huggingface.co/datasets/{data.origin}" if data.origin else ""

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
-from lary.arrays import Doubles, Floats, Ints
+from lary.arrays import Doubles, Floats, Ints, read_rows
 from lary.data.fetch import HuggingFace, hub_errors
 from lary.data.frames import FrameTable, decode_video, opened_video, scan_packets, whole_packets
-from lary.files import first_error, inside, read_json, reason_of
+from lary.files import LARGEST_JSON, first_error, inside, open_regular, read_json, read_limited, reason_of
 from lary.importers.episodes import video_images
 from lary.types import JsonDict, LaryError, MediaError, UsageError, as_path
 
@@ -34,6 +34,10 @@ LONGEST = 1 << 31
 """Frames of an episode: two years at 30 frames/s."""
 EXACT = 1 << 24
 """Up to here float32 holds every integer."""
+MOST_VALUES = 4096
+"""Values of an action."""
+IMAGE_EXTRA, EPISODE_BYTES = 1 << 16, 1 << 12
+"""Bytes of an image file above those of its pixels, and of an episode's metadata."""
 FIELD = re.compile(r"\{(\w+)(?::(0?\d{1,2}d))?\}")
 
 
@@ -54,7 +58,7 @@ class Info(BaseModel):
     """The fields of ``meta/info.json`` that an import reads."""
 
     codebase_version: str = Field(pattern=r"^v[23]\.\d+")
-    fps: float = Field(gt=0)
+    fps: float = Field(gt=0, lt=1e6)
     features: dict[str, Feature]
     robot_type: str | None = None
     splits: JsonDict | None = None
@@ -107,13 +111,14 @@ class LeRobot:
         rows = list[Any]()
         try:
             if self.version == 2:
-                lines = (meta / "episodes.jsonl").read_text(encoding="utf-8").splitlines()
+                lines = read_limited(meta / "episodes.jsonl", LARGEST_JSON).decode().splitlines()
                 rows = [json.loads(line) for line in lines if line.strip()]
             for path in sorted((meta / "episodes").glob("*/*.parquet")) if self.version == 3 else ():
-                names = [name for name in parquet.read_schema(path).names if not name.startswith("stats/")]
-                rows += parquet.read_table(path, columns=names).to_pylist()
+                with open_regular(path) as file:
+                    names = [name for name in parquet.read_schema(file).names if not name.startswith("stats/")]
+                rows += read_rows(path, names, LARGEST_JSON // EPISODE_BYTES, EPISODE_BYTES).to_pylist()
             found = {item.index: item for item in map(Episode.model_validate, rows)}
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             reason = " ".join(str(error).split())[:200]
             raise LaryError(f"The list of episodes in {meta} can't be read: {reason}.") from error
         if not found or len(found) < len(rows):
@@ -130,6 +135,8 @@ class LeRobot:
         names = list[str]()
         for key in keys:
             feature, short = self.features[key], key.rsplit(".", 1)[-1]
+            if feature.size > MOST_VALUES:
+                raise UsageError(f"--actions {key}: {feature.size} values in a frame, more than {MOST_VALUES}.")
             own = list(_flat_names(feature.names))
             for at in range(feature.size):
                 name = own[at] if len(own) == feature.size else f"{short}_{at}"
@@ -144,15 +151,17 @@ class LeRobot:
     def table(self, episode: Episode, columns: Sequence[str]) -> Any:
         """The rows of an episode, as a pyarrow table in the order of its frames. Raises MediaError."""
         import pyarrow
-        from pyarrow import parquet
 
         path = self.data_path(episode)
         if not path.is_file():  # a pipe would be waited for without end
             raise MediaError(f"The table {path} of episode {episode.index} does not exist, or is no regular file.")
         wanted = list(dict.fromkeys([*columns, "episode_index", "frame_index", "timestamp"]))
+        sizes = ((self.features[key].size, key in self.cameras) for key in columns)
+        size = 64 + sum(values + IMAGE_EXTRA if image else 8 * values + 64 for values, image in sizes)
         try:
-            rows = parquet.read_table(path, columns=wanted, filters=[("episode_index", "=", episode.index)])
-            rows = rows.select(wanted).sort_by("frame_index")
+            rows = read_rows(path, wanted, episode.length, size, ("episode_index", episode.index)).sort_by(
+                "frame_index"
+            )
         except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
             raise MediaError(
                 f"The table {path} of episode {episode.index} can't be read: {reason_of(error)}."

@@ -38,7 +38,7 @@ from lary.importers.episodes import (
     import_episodes,
     video_images,
 )
-from lary.importers.records import ImportReport, check_name, pair_record, save_import
+from lary.importers.records import ImportReport, check_new, pair_record, save_import
 from lary.runtime import in_threads, progress
 from lary.settings import Settings
 from lary.types import Failure, LaryError, MediaError, UsageError
@@ -62,7 +62,7 @@ def import_trajectories(
     pairs, by default ``a0``, ``a1`` ... Episodes are split whole. Raises UsageError for a wrong
     option, no episodes or an existing import; LaryError if no episode can be used.
     """
-    check_name(config.name)
+    check_new(config.name)
     names = list(dims) if isinstance(cut, PairCut) else None
     plugin, data = out / f"{config.name}.py", out / "data"
     if not 0 <= config.share < 1:
@@ -161,7 +161,7 @@ def import_videos(folder: Path, config: VideosConfig, settings: Settings) -> Imp
 
     Raises UsageError for a taken name or a wrong table, LaryError if no video could be read.
     """
-    name = check_name(config.name or folder.resolve().name)
+    name = check_new(config.name or folder.resolve().name)
     if not folder.is_dir():
         raise UsageError(f"The folder of videos {folder} does not exist.")
     clips, origin = read_clips(folder, config), folder.resolve().name

@@ -4,19 +4,19 @@ A record is JSON, read by ``--plugin LARY_ROOT/data/<name>_dataset.py``: a file 
 that nothing of an imported data set is run as code.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lary.data.normalisation import measure_table
 from lary.data.spec import DATASETS, EPISODE, ActionSpace, DatasetSpec, LabelSpace, Normalisation, Split
-from lary.data.tables import read_table, write_csv
-from lary.files import first_error, read_json, write_bytes, write_failures, write_text
+from lary.data.tables import compiled, read_table, write_csv
+from lary.files import check_name, first_error, inside, read_json, write_bytes, write_failures, write_text
 from lary.importers.episodes import ATOMIC_CLASSES, Cut, PairCut
 from lary.types import Failure, LaryError, UsageError
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+MOST_VALUES = 1 << 16
+"""Values of an action chunk: horizon times dimensions."""
 
 PLUGIN = '''"""Registers the data set of the JSON file beside this one: pass this file to lary with --plugin."""
 
@@ -38,10 +38,9 @@ class ImportReport(NamedTuple):
     validating: int = 0
 
 
-def check_name(name: str) -> str:
+def check_new(name: str) -> str:
     """A key for an imported data set. Raises UsageError if it is no file name or is taken."""
-    if not NAME.fullmatch(name):
-        raise UsageError(f"--name '{name}': use letters, digits, dot, dash and underscore, 64 at most.")
+    check_name(name, "--name")
     if name in DATASETS.names():
         raise UsageError(f"--name {name}: a data set of that name exists already; choose another.")
     return name
@@ -109,11 +108,53 @@ def save_record(spec: DatasetSpec, plugin: Path) -> None:
 
 
 def load_record(path: Path) -> DatasetSpec:
-    """Read a record. Raises LaryError, naming the first field that is wrong."""
+    """Read a record, whose names and paths stay in their folders. Raises LaryError, naming what is wrong."""
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(DatasetSpec).validate_python(read_json(path, "data set record"))
+        spec = TypeAdapter(DatasetSpec).validate_python(read_json(path, "data set record"))
+        _check_record(spec)
     except ValidationError as error:
         where, why = first_error(error)
         raise LaryError(f"The data set record {path} is wrong at '{where}': {why}.") from error
+    except UsageError as error:
+        raise LaryError(f"The data set record {path} is wrong: {error}") from error
+    return spec
+
+
+def _check_record(spec: DatasetSpec) -> None:
+    """Check what types don't. Raises UsageError."""
+    named = {*spec.splits, *spec.drawn}
+    for name in (spec.name, *named):
+        check_name(name, "the name")
+    stats = spec.target.normalisation.stats_file if isinstance(spec.target, ActionSpace) else None
+    tables, roots = (split.table for split in spec.splits.values()), (split.root for split in spec.splits.values())
+    for place in (*roots, *tables, stats):
+        if place is not None:
+            inside(Path(), place)
+    repair, robot = spec.path_repair or ("", ""), (spec.unnamed_robot or ("",))[0]
+    compiled(*repair)
+    for pattern in (spec.group_pattern, robot, *filter(None, (rule.pattern for rule in spec.drawn.values()))):
+        compiled(pattern)
+    right = {
+        "train": spec.train in named and spec.train != spec.validation,
+        "validation": spec.validation in named,
+        "unseen": spec.unseen is None or spec.unseen in named,
+        "drawn": all(
+            rule.sources and spec.splits.keys() >= {*rule.sources} and 0 < rule.share < 1
+            for rule in spec.drawn.values()
+        ),
+        "stride": spec.stride is None or spec.stride > 0,
+        "media_depth": spec.media_depth is None or 0 <= spec.media_depth < 64,
+    }
+    if isinstance(spec.target, ActionSpace):
+        turns = (each.dims for each in spec.target.orientations)
+        columns, count = [*spec.target.groups.values(), *turns], len(spec.target.dims)
+        right["target.dims"] = 0 < count <= MOST_VALUES
+        right["target.horizon"] = 0 < spec.target.horizon <= MOST_VALUES // max(count, 1)
+        right["target.groups or orientations"] = all(part and set(part) <= set(range(count)) for part in columns)
+        right["target.orientations"] = all(
+            len(each.dims) == (3 if each.convention == "euler_xyz" else 4) for each in spec.target.orientations
+        )
+    if wrong := ", ".join(field for field, holds in right.items() if not holds):
+        raise UsageError(f"{wrong}: names that there are, and numbers in their range, are needed.")

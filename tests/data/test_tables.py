@@ -1,6 +1,8 @@
 """Tables of samples: both published path forms, ids and groups, strict CSV, and what is refused in a sentence."""
 
 import csv
+import os
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -8,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from lary.data.spec import DATASETS, DatasetSpec
-from lary.data.tables import SampleTable, line_of, placed, read_csv, read_frame, read_table
+from lary.data.tables import SampleTable, evaluate, line_of, matched, placed, read_csv, read_frame, read_table
 from lary.files import write_text
 from lary.types import UsageError
 from tests.data.arm import PAIR
 from tests.helpers import FIXTURES, INPUTS, fails
-from tests.hostile.harness import MEBIBYTE, refused
+from tests.hostile.harness import MEBIBYTE, bounded, refused
 
 TABLES = FIXTURES / "metadata"
 HEADER = "src_img,tgt_img,action\n"
@@ -199,3 +201,30 @@ def test_wrong_frame_indices_and_labels_are_named(tmp_path: Path) -> None:
         fails(UsageError, words, row_of, tmp_path, CLIPS, **clip | {"sample_indices": cell})
     for label in ("../../../../outside", "/etc/passwd", "pick\0", "a/b", "__import__('os')"):
         fails(UsageError, "is no class", row_of, tmp_path, CLIPS, **clip | {"action": label})
+
+
+@pytest.mark.parametrize(
+    "pattern", ["^(([a-z_0-9/.]?)+)+$X?$", "(a|aa)+$", "(a+)+$", "^(a?){64}a{64}$", r"(?:a*)*\1|(a|a)*b"]
+)
+@pytest.mark.parametrize("replacement", [None, "b"])
+def test_patterns_without_end_are_refused_or_end(tmp_path: Path, pattern: str, replacement: str | None) -> None:
+    with bounded(), suppress(UsageError):
+        evaluate(pattern, "a" * 4095 + "!", replacement)
+
+
+def test_patterns_are_those_of_python() -> None:
+    """With the limit of time and without it; a replacement is checked before there is a match."""
+    assert (
+        matched("^(.*?ep_[^/]+)/", "a/images/ep_1/f.png")
+        == matched("^(?:(.*?ep_[^/]+))+/", "a/images/ep_1/f.png")
+        == "a/ep_1"
+    )
+    assert evaluate(r"\bep(frame|x)_", "a/epframe_1", r"ep_5/\1_") == "a/ep_5/frame_1"
+    assert evaluate(r"(?:\bep(frame|x)_)+", "a/epframe_1", r"ep_5/\1_") == "a/ep_5/frame_1"
+    for wrong in (("(", None), ("a", r"\1"), ("(?:a)+", r"\1")):
+        fails(UsageError, "regular expression", evaluate, wrong[0], "b", wrong[1])
+
+
+def test_a_pipe_is_no_table(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    refused(tmp_path, lambda: read_frame(tmp_path / "pipe.csv"), "it is no regular file")

@@ -1,9 +1,12 @@
 """LeRobot data sets in each format come back frame by frame, and run through extraction and a probe."""
 
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import huggingface_hub
 import numpy as np
@@ -16,6 +19,7 @@ from lary.files import write_bytes
 from lary.importers.episodes import ATOMIC_CLASSES, INVERSE
 from lary.importers.records import load_record
 from tests.helpers import lary, printed, rows_of
+from tests.hostile.harness import bounded
 from tests.lerobot_files import FRONT, LENGTHS, WRIST, actions, hand, told, write_lerobot
 
 LABELS = ("--labels", "atomic", "--settle", "2")
@@ -199,3 +203,81 @@ def test_labels_of_atomic_motions(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "other choices" in run(tmp_path, *LABELS, "--threshold", "0.02", code=2)
     still = ("--labels", "atomic", "--gripper", "none", "--threshold", "9", "--reach", "9", "--overwrite")
     assert "nothing in it moves" in run(tmp_path, *still, code=1)
+
+
+def bomb(path: Path) -> None:
+    """Two million equal rows in less than a megabyte."""
+    rows, count = pq.read_table(path), 2_000_000
+    columns = {name: pa.array(np.zeros(count, np.int64)) for name in ("episode_index", "frame_index", "timestamp")}
+    values = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(5 * count, np.float32)), 5)
+    pq.write_table(pa.table({**columns, **dict.fromkeys(set(rows.column_names) - columns.keys(), values)}), path)
+
+
+def linked(to: str) -> Callable[[Path], None]:
+    return lambda path: path.symlink_to(to if to else path.name)
+
+
+EPISODES, TABLE, VIDEO = (
+    "meta/episodes.jsonl",
+    "data/chunk-000/episode_000000.parquet",
+    f"videos/chunk-000/{FRONT}/episode_000000.mp4",
+)
+
+
+@pytest.mark.parametrize(("place", "change"), [
+    ("meta/info.json", os.mkfifo), (EPISODES, os.mkfifo), (EPISODES, linked("/dev/zero")), (EPISODES, linked("")),
+    (TABLE, os.mkfifo), (TABLE, linked("/dev/zero")), (TABLE, linked("")), (TABLE, Path.mkdir), (VIDEO, os.mkfifo),
+    (VIDEO, linked("/dev/zero")), (VIDEO, linked("")), ("README.md", os.mkfifo), ("README.md", linked("/dev/zero")),
+])  # fmt: skip
+def test_what_is_no_file_is_refused(tmp_path: Path, place: str, change: Callable[[Path], None]) -> None:
+    """Pipes, devices, links that go round and folders; metadata end the import, others their episode."""
+    path = write_lerobot(tmp_path / "source", "v2.1", images=None if place == VIDEO else "PNG") / place
+    path.unlink()
+    change(path)
+    with bounded():
+        text = run(tmp_path, *STRIDE, code={"meta/info.json": 2, "README.md": 0}.get(place, 1))
+    assert ("1 episodes failed" in text) == (place in (TABLE, VIDEO)), text
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_a_table_of_more_rows_than_announced_is_not_read(tmp_path: Path, version: str) -> None:
+    source = write_lerobot(tmp_path / "source", version, images="PNG")
+    path = min(source.glob("data/*/*.parquet"))
+    bomb(path)
+    assert path.stat().st_size < 1 << 20
+    with bounded():
+        assert "more rows or larger ones than its description" in run(tmp_path, *STRIDE, code=1)
+    if version == "v3.0":
+        bomb(min(source.glob("meta/episodes/*/*.parquet")))
+        with bounded():
+            assert "list of episodes" in run(tmp_path, *STRIDE, code=1)
+
+
+def test_files_may_be_links_to_files(tmp_path: Path) -> None:
+    source = write_lerobot(tmp_path / "source", "v2.1")
+    for place in ("meta/info.json", EPISODES, TABLE, VIDEO):
+        (tmp_path / "store").mkdir(exist_ok=True)
+        (source / place).rename(stored := tmp_path / "store" / Path(place).name)
+        (source / place).symlink_to(stored)
+    assert "0 episodes failed" in run(tmp_path, *STRIDE)
+
+
+@pytest.mark.parametrize(("change", "code", "words"), [
+    ({"fps": float("inf")}, 1, "'fps'"), ({"fps": 1e300}, 1, "'fps'"), ({"chunks_size": "x"}, 1, "'chunks_size'"),
+    ({"data_path": "../{episode_index}"}, 2, "leaves its root"), ({"video_path": "/etc/passwd"}, 1, "leaves its root"),
+    ({"data_path": "{episode_index:0300000000d}"}, 2, "leaves"), ({"data_path": "{episode_index.real}"}, 1, "does not"),
+])  # fmt: skip
+def test_descriptions_that_are_wrong(tmp_path: Path, change: dict[str, Any], code: int, words: str) -> None:
+    write_lerobot(tmp_path / "source", "v2.1", images="PNG" if "video_path" not in change else None, **change)
+    with bounded():
+        assert words in run(tmp_path, *STRIDE, code=code)
+
+
+def test_options_and_shapes_out_of_range(tmp_path: Path) -> None:
+    source = write_lerobot(tmp_path / "source", "v2.1", images="PNG")
+    assert "--seed -1" in run(tmp_path, "--seed", "-1", code=2)
+    info = json.loads((source / "meta/info.json").read_text())
+    info["features"]["action"]["shape"] = [10**9]
+    (source / "meta/info.json").write_text(json.dumps(info))
+    with bounded():
+        assert "1000000000 values in a frame" in run(tmp_path, code=2)
