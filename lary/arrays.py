@@ -1,4 +1,4 @@
-"""Arrays and rows from untrusted ``.npy``, ``.npz`` and Parquet files, without pickles.
+"""Arrays from untrusted ``.npy``, ``.npz`` and Parquet files, without pickles.
 
 Unlike ``np.load``, no memory is allocated before the header was checked
 against the size of its file (format: numpy.lib.format, versions 1.0 and 2.0).
@@ -85,7 +85,7 @@ def array_of(stream: IO[bytes], size: int) -> Array:
     if dtype.hasobject:
         raise ValueError("it holds pickled objects, which are never loaded")
     needed = math.prod(shape) * dtype.itemsize
-    if any(side < 0 for side in shape) or needed > size:
+    if any(type(side) is not int or side < 0 for side in shape) or needed > size:
         raise ValueError(f"{size} bytes are too few for an array of shape {shape}")
     values = np.empty(needed, dtype=np.uint8)
     filled, view = 0, values.data
@@ -141,18 +141,16 @@ def tokens_checksum(path: Path) -> str:
 
 
 def read_rows(path: Path, columns: Sequence[str], most: int, size: int, where: tuple[str, int] | None = None) -> Any:
-    """The rows of a Parquet file as a pyarrow table, at most `most` of `size` bytes.
+    """Rows of a Parquet file, at most `most` of `size` bytes.
 
-    `where` names a column and its value in the rows. A file of a megabyte can
-    announce gigabytes of equal rows, so it is read in pieces. Raises ValueError
-    for more rows or larger ones, KeyError, OSError, ArrowException.
+    `where`: a column and its value. A megabyte can hold gigabytes of equal
+    rows, so it is read in pieces. Raises ValueError for more or larger rows,
+    KeyError, OSError, ArrowException.
     """
     import pyarrow
     from pyarrow import dataset
 
     file = dataset.dataset(path, format="parquet")
-    if absent := {*columns}.difference(file.schema.names):
-        raise KeyError(f"it has no column {', '.join(sorted(absent))}")
     parts = list[Any]()
     count, taken, limit = 0, 0, max(FREE, RATIO * path.stat().st_size)
     for batch in file.to_batches(
@@ -165,7 +163,7 @@ def read_rows(path: Path, columns: Sequence[str], most: int, size: int, where: t
     ):
         count, taken = count + len(batch), taken + batch.nbytes
         if count > most or taken > min(limit, count * size + ROWS_BYTES):
-            raise ValueError("it holds more rows or larger ones than its description says")
+            raise ValueError("it holds more or larger rows than announced")
         parts.append(batch)
     return pyarrow.Table.from_batches(parts, file.schema.empty_table().select(list(columns)).schema)
 

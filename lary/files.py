@@ -16,7 +16,7 @@ from typing import IO, Any
 from lary.types import Failure, LaryError, UsageError
 
 LARGEST_JSON = 1 << 26
-"""The most bytes of a JSON file: in memory, empty objects take up to 20 times as many."""
+"""The most bytes of a JSON file, which takes up to 20 times as many in memory."""
 LARGEST_FAILURES = 1 << 30
 LARGEST_YAML = 1 << 17
 """The most bytes of a file that people write by hand: about a hundred pages."""
@@ -310,7 +310,7 @@ def inside(root: Path, relative: str) -> Path:
 
 
 def check_name(name: str, what: str) -> None:
-    """Raise UsageError for a name, of a file's content, that could lead out of a folder."""
+    """Raise UsageError for a name that could lead out of a folder."""
     if not NAME.fullmatch(name):
         raise UsageError(f"{what} {name[:80]!r}: use letters, digits, dot, dash and underscore, 64 at most.")
 

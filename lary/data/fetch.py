@@ -9,6 +9,7 @@ import fnmatch
 import hashlib
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate, chain
@@ -28,7 +29,7 @@ CACHE = ".lary_download"
 VERSION = 1
 TRACKS = frozenset(("classification", "regression"))
 TRIES = 2
-SECONDS = 30
+SECONDS, SECONDS_TO_LIST, MOST_FILES = 30, 120, 200_000
 
 
 # Hubs
@@ -80,6 +81,8 @@ class HuggingFace:
             if isinstance(entry, self._hub.hf_api.RepoFile):
                 sha256 = entry.lfs.sha256 if entry.lfs is not None else ""
                 found.append(RemoteFile(entry.path, entry.size, sha256, "" if sha256 else entry.blob_id))
+            if len(found) > MOST_FILES:
+                raise ValueError(f"it lists more than {MOST_FILES} files")
         return commit, found
 
     def fetch(self, path: str, revision: str, folder: Path) -> None:
@@ -107,6 +110,27 @@ class ModelScope:
     def fetch(self, path: str, revision: str, folder: Path) -> None:
         """As `HuggingFace.fetch`."""
         self._api.download_file(self.repository, "dataset", path, revision=revision, local_dir=folder)
+
+
+def list_files(hub: HuggingFace | ModelScope, revision: str | None) -> tuple[str, list[RemoteFile]]:
+    """What `files` of a hub gives, whose list may have no end. Raises any error."""
+    from pydantic import TypeAdapter
+
+    found = list[Any]()
+
+    def work() -> None:
+        try:
+            found.append(hub.files(revision))
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(SECONDS_TO_LIST)
+    if not found or isinstance(found[0], Exception):
+        raise found[0] if found else TimeoutError("its list of files has no end")
+    kind = TypeAdapter(tuple[str, list[RemoteFile]])
+    return kind.validate_python(found[0], strict=True)
 
 
 @contextmanager
@@ -348,7 +372,7 @@ def download(config: DownloadConfig, settings: Settings, ask: Callable[[str], st
     if not config.dry_run:
         accept(specs, config.accept_licenses, ask)
     with hub_errors(config.source, repository):
-        run.revision, listed = run.hub.files(config.revision or run.revision or None)
+        run.revision, listed = list_files(run.hub, config.revision or run.revision or None)
     run.files = choose(listed, specs, config)
     run.kept = sum(map(run.is_done, run.files))
     if not config.dry_run:

@@ -174,7 +174,8 @@ def split_groups(groups: Sequence[str], share: float, strata: Sequence[str] | No
     every class ends within half of its largest group. Raises UsageError for an empty part.
     """
     if not 0 < share < 1 or seed < 0:
-        raise UsageError(f"--test-size {share}, --seed {seed}: expected a share between 0 and 1, and no negative seed.")
+        given = f"--test-size {share}, --seed {seed}"
+        raise UsageError(f"{given}: expected a share between 0 and 1, and no negative seed.")
     names, group_of = np.unique(groups, return_inverse=True)
     classes, class_of = np.unique(strata or [""] * len(groups), return_inverse=True)
     totals = np.bincount(class_of, minlength=len(classes)).astype(np.float64)

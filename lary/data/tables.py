@@ -45,9 +45,9 @@ PLAIN_PATH = re.compile(rf"{SEGMENT}(/{SEGMENT})*(?<! )")
 REVERSED = re.compile(r"(?:_rev)?\.[^./]+$")
 """Ends of paths that leave the group of a clip alone: it keeps its reversal."""
 QUICK = re.compile(r"\^[^*+?{|\\]*(?:(?<!\))[*+?]\??[^*+?{|\\]*){0,2}|[^*+?{]*|\.\*/")
-"""Regular expressions of which even the longest path takes no time worth a limit, which costs some."""
+"""Regular expressions that need no limit of time, which costs some."""
 LONGEST_PATTERN, MOST_REPEATS, MOST_REPAIRS, SECONDS = 1000, 10_000, 16, 0.5
-"""Letters of a pattern, repeats by nested braces, repairs of one path, and CPU time of one path."""
+"""Letters of a pattern, its repeats by nested braces; repairs and CPU time per path."""
 SHORT = 255
 """Letters within which no part of a path can be too long."""
 LONGEST_CELL = 4096
@@ -326,12 +326,13 @@ def folder_of(column: str) -> str:
 
 @functools.cache
 def compiled(pattern: str, replacement: str = "") -> tuple[Any, JsonDict]:
-    """A regular expression, and the limit of its time. Raises UsageError, also for a wrong replacement."""
+    """A pattern, and its limit of time. Raises UsageError."""
     import regex
 
     braces = re.findall(r"(\)?)\{(\d*),?(\d*)", pattern)
-    numbers = [(group, max(1, int(low[:9] or 0), int(high[:9] or 0))) for group, low, high in braces]
-    repeats = max([1, *(number for _, number in numbers)]) * math.prod(number for group, number in numbers if group)
+    numbers = [(end, max(1, *(int(n[:9] or 0) for n in ends))) for end, *ends in braces]
+    repeats = max([1, *(n for _, n in numbers)])
+    repeats *= math.prod(n for end, n in numbers if end)
     if len(pattern) > LONGEST_PATTERN or repeats > MOST_REPEATS:
         raise UsageError(f"'{pattern[:60]}' is too large for a regular expression.")
     try:
@@ -343,14 +344,15 @@ def compiled(pattern: str, replacement: str = "") -> tuple[Any, JsonDict]:
 
 
 def evaluate(pattern: str, path: str, replacement: str | None = None) -> Any:
-    """What `re.search` or, with a replacement, `re.sub` gives. Raises UsageError, also for a pattern without end."""
+    """What `re.search` or `re.sub` gives. Raises UsageError, also where it takes too long."""
     expression, limit = compiled(pattern, replacement or "")
     try:
         if replacement is None:
             return expression.search(path, **limit)
         return expression.sub(replacement, path, MOST_REPAIRS, **limit)
     except TimeoutError:
-        raise UsageError(f"'{pattern}' takes more than {SECONDS:g} s on the path '{path[:60]}': simplify it.") from None
+        text = f"'{pattern}' takes more than {SECONDS:g} s on '{path[:60]}': simplify it."
+        raise UsageError(text) from None
 
 
 def matched(pattern: str, path: str) -> str:

@@ -78,7 +78,8 @@ class LeRobotImport:
         if not config.labels and any(getattr(config, name) != getattr(LeRobotConfig, name) for name in motion):
             raise UsageError("--position, --gripper, --threshold and so on are of labels: add --labels atomic.")
         if not 0 < config.share < 1 or config.seed < 0:
-            raise UsageError(f"--val-share {config.share:g}, --seed {config.seed}: expected 0 to 1, and at least 0.")
+            given = f"--val-share {config.share:g}, --seed {config.seed}"
+            raise UsageError(f"{given}: expected a share between 0 and 1, and a seed from 0 on.")
         pairs = PairCut(max(1, round(data.fps / PAIRS_PER_SECOND)) if config.stride is None else config.stride)
         shortest = 1 if config.labels else pairs.stride
         self.episodes = [episode for episode in data.episodes[: config.episodes] if episode.length > shortest]

@@ -37,7 +37,7 @@ EXACT = 1 << 24
 MOST_VALUES = 4096
 """Values of an action."""
 IMAGE_EXTRA, EPISODE_BYTES = 1 << 16, 1 << 12
-"""Bytes of an image file above those of its pixels, and of an episode's metadata."""
+"""Bytes of an image file above its pixels, and of an episode's metadata."""
 FIELD = re.compile(r"\{(\w+)(?::(0?\d{1,2}d))?\}")
 
 
@@ -136,7 +136,7 @@ class LeRobot:
         for key in keys:
             feature, short = self.features[key], key.rsplit(".", 1)[-1]
             if feature.size > MOST_VALUES:
-                raise UsageError(f"--actions {key}: {feature.size} values in a frame, more than {MOST_VALUES}.")
+                raise UsageError(f"--actions {key}: {feature.size} values, more than {MOST_VALUES}.")
             own = list(_flat_names(feature.names))
             for at in range(feature.size):
                 name = own[at] if len(own) == feature.size else f"{short}_{at}"

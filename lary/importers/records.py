@@ -108,7 +108,7 @@ def save_record(spec: DatasetSpec, plugin: Path) -> None:
 
 
 def load_record(path: Path) -> DatasetSpec:
-    """Read a record, whose names and paths stay in their folders. Raises LaryError, naming what is wrong."""
+    """Read a record. Raises LaryError, naming the first field that is wrong or leaves its folder."""
     from pydantic import TypeAdapter, ValidationError
 
     try:
@@ -124,37 +124,39 @@ def load_record(path: Path) -> DatasetSpec:
 
 def _check_record(spec: DatasetSpec) -> None:
     """Check what types don't. Raises UsageError."""
-    named = {*spec.splits, *spec.drawn}
-    for name in (spec.name, *named):
+    target, series, splits = spec.target, spec.drawn.values(), spec.splits.values()
+    names = {*spec.splits, *spec.drawn}
+    for name in (spec.name, *names):
         check_name(name, "the name")
-    stats = spec.target.normalisation.stats_file if isinstance(spec.target, ActionSpace) else None
-    tables, roots = (split.table for split in spec.splits.values()), (split.root for split in spec.splits.values())
-    for place in (*roots, *tables, stats):
-        if place is not None:
-            inside(Path(), place)
-    repair, robot = spec.path_repair or ("", ""), (spec.unnamed_robot or ("",))[0]
-    compiled(*repair)
-    for pattern in (spec.group_pattern, robot, *filter(None, (rule.pattern for rule in spec.drawn.values()))):
-        compiled(pattern)
+    places = [place for split in splits for place in (split.root, split.table)]
     right = {
-        "train": spec.train in named and spec.train != spec.validation,
-        "validation": spec.validation in named,
-        "unseen": spec.unseen is None or spec.unseen in named,
+        "train": spec.train in names - {spec.validation},
+        "validation": spec.validation in names,
+        "unseen": spec.unseen in {None, *names},
         "drawn": all(
-            rule.sources and spec.splits.keys() >= {*rule.sources} and 0 < rule.share < 1
-            for rule in spec.drawn.values()
+            {*each.sources} and spec.splits.keys() >= {*each.sources} and 0 < each.share < 1 for each in series
         ),
         "stride": spec.stride is None or spec.stride > 0,
-        "media_depth": spec.media_depth is None or 0 <= spec.media_depth < 64,
+        "media_depth": 0 <= (spec.media_depth or 0) < 64,
     }
-    if isinstance(spec.target, ActionSpace):
-        turns = (each.dims for each in spec.target.orientations)
-        columns, count = [*spec.target.groups.values(), *turns], len(spec.target.dims)
-        right["target.dims"] = 0 < count <= MOST_VALUES
-        right["target.horizon"] = 0 < spec.target.horizon <= MOST_VALUES // max(count, 1)
-        right["target.groups or orientations"] = all(part and set(part) <= set(range(count)) for part in columns)
-        right["target.orientations"] = all(
-            len(each.dims) == (3 if each.convention == "euler_xyz" else 4) for each in spec.target.orientations
-        )
+    if isinstance(target, ActionSpace):
+        places.append(target.normalisation.stats_file)
+        count, kinds = len(target.dims), {"euler_xyz": 3, "quaternion_xyzw": 4}
+        known = {*range(count)}
+        right |= {
+            "target.dims": 0 < count <= MOST_VALUES,
+            "target.horizon": 0 < target.horizon <= MOST_VALUES // max(count, 1),
+            "target.groups": all(part and known >= {*part} for part in target.groups.values()),
+            "target.orientations": all(
+                known >= {*each.dims} and len(each.dims) == kinds[each.convention] for each in target.orientations
+            ),
+        }
+    for place in places:
+        if place is not None:
+            inside(Path(), place)
+    compiled(*spec.path_repair or [""])
+    robot = (spec.unnamed_robot or [""])[0]
+    for pattern in (spec.group_pattern, robot, *(each.pattern or "" for each in series)):
+        compiled(pattern)
     if wrong := ", ".join(field for field, holds in right.items() if not holds):
-        raise UsageError(f"{wrong}: names that there are, and numbers in their range, are needed.")
+        raise UsageError(f"{wrong}: unknown names, or numbers out of range.")

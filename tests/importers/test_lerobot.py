@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import huggingface_hub
 import numpy as np
@@ -246,7 +245,7 @@ def test_a_table_of_more_rows_than_announced_is_not_read(tmp_path: Path, version
     bomb(path)
     assert path.stat().st_size < 1 << 20
     with bounded():
-        assert "more rows or larger ones than its description" in run(tmp_path, *STRIDE, code=1)
+        assert "more or larger rows than announced" in run(tmp_path, *STRIDE, code=1)
     if version == "v3.0":
         bomb(min(source.glob("meta/episodes/*/*.parquet")))
         with bounded():
@@ -262,22 +261,16 @@ def test_files_may_be_links_to_files(tmp_path: Path) -> None:
     assert "0 episodes failed" in run(tmp_path, *STRIDE)
 
 
-@pytest.mark.parametrize(("change", "code", "words"), [
-    ({"fps": float("inf")}, 1, "'fps'"), ({"fps": 1e300}, 1, "'fps'"), ({"chunks_size": "x"}, 1, "'chunks_size'"),
-    ({"data_path": "../{episode_index}"}, 2, "leaves its root"), ({"video_path": "/etc/passwd"}, 1, "leaves its root"),
-    ({"data_path": "{episode_index:0300000000d}"}, 2, "leaves"), ({"data_path": "{episode_index.real}"}, 1, "does not"),
-])  # fmt: skip
-def test_descriptions_that_are_wrong(tmp_path: Path, change: dict[str, Any], code: int, words: str) -> None:
-    write_lerobot(tmp_path / "source", "v2.1", images="PNG" if "video_path" not in change else None, **change)
-    with bounded():
-        assert words in run(tmp_path, *STRIDE, code=code)
-
-
-def test_options_and_shapes_out_of_range(tmp_path: Path) -> None:
-    source = write_lerobot(tmp_path / "source", "v2.1", images="PNG")
+def test_descriptions_and_options_out_of_range(tmp_path: Path) -> None:
+    path = write_lerobot(tmp_path / "source", "v2.1", images="PNG") / "meta/info.json"
     assert "--seed -1" in run(tmp_path, "--seed", "-1", code=2)
-    info = json.loads((source / "meta/info.json").read_text())
-    info["features"]["action"]["shape"] = [10**9]
-    (source / "meta/info.json").write_text(json.dumps(info))
-    with bounded():
-        assert "1000000000 values in a frame" in run(tmp_path, code=2)
+    info = json.loads(path.read_text())
+    long = {"features": {**info["features"], "action": {**info["features"]["action"], "shape": [10**9]}}}
+    for change, code, words in (
+        ({"fps": float("inf")}, 1, "'fps'"), ({"fps": 1e300}, 1, "'fps'"), ({"chunks_size": "x"}, 1, "'chunks_size'"),
+        ({"data_path": "../{episode_index}"}, 2, "leaves its"), ({"data_path": "{episode_index.x}"}, 1, "does no"),
+        ({"data_path": "{episode_index:0300000000d}"}, 2, "leaves its root"), (long, 2, "1000000000 values, more than"),
+    ):  # fmt: skip
+        path.write_text(json.dumps(info | change))
+        with bounded():
+            assert words in run(tmp_path, code=code)
