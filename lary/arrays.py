@@ -11,7 +11,6 @@ import struct
 import threading
 import zipfile
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,7 +33,7 @@ FREE = 1 << 26
 RATIO = 200
 """The most bytes out per byte in, against zip bombs: tokens stay below 2."""
 ROWS_BYTES = 1 << 24
-"""Bytes of a table that are read at once."""
+"""Bytes of rows read at once."""
 LONGEST_HEADER = 1 << 16
 PLAIN_HEADER = re.compile(
     rb"\{'descr': '([<>|=]?[a-zA-Z]\d*)', 'fortran_order': (True|False), "
@@ -140,32 +139,27 @@ def tokens_checksum(path: Path) -> str:
         raise MediaError(f"The latents {path} can't be read ({error}): extract them again.") from error
 
 
-def read_rows(path: Path, columns: Sequence[str], most: int, size: int, where: tuple[str, int] | None = None) -> Any:
+def read_rows(path: Path, columns: list[str], most: int, size: int, where: tuple[str, int] | None = None) -> Any:
     """Rows of a Parquet file, at most `most` of `size` bytes.
 
-    `where`: a column and its value. A megabyte can hold gigabytes of equal
-    rows, so it is read in pieces. Raises ValueError for more or larger rows,
+    `where`: a column and its value. Raises ValueError for more or larger rows,
     KeyError, OSError, ArrowException.
     """
     import pyarrow
     from pyarrow import dataset
 
     file = dataset.dataset(path, format="parquet")
-    parts = list[Any]()
+    # A megabyte can hold gigabytes of equal rows.
+    rows = where and dataset.field(where[0]) == where[1]
     count, taken, limit = 0, 0, max(FREE, RATIO * path.stat().st_size)
-    for batch in file.to_batches(
-        columns=list(columns),
-        filter=where and dataset.field(where[0]) == where[1],
-        batch_size=max(1, min(4096, ROWS_BYTES // size)),
-        batch_readahead=1,
-        fragment_readahead=1,
-        use_threads=False,
-    ):
+    how: Any = {"batch_readahead": 1, "fragment_readahead": 1, "use_threads": False}
+    piece, parts = max(1, min(4096, ROWS_BYTES // size)), list[Any]()
+    for batch in file.to_batches(columns=columns, filter=rows, batch_size=piece, **how):
         count, taken = count + len(batch), taken + batch.nbytes
         if count > most or taken > min(limit, count * size + ROWS_BYTES):
             raise ValueError("it holds more or larger rows than announced")
         parts.append(batch)
-    return pyarrow.Table.from_batches(parts, file.schema.empty_table().select(list(columns)).schema)
+    return pyarrow.Table.from_batches(parts, file.schema.empty_table().select(columns).schema)
 
 
 def npy_bytes(values: Array) -> bytes:

@@ -11,12 +11,13 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from lary.types import Failure, LaryError, UsageError
 
+Kind = TypeVar("Kind")
 LARGEST_JSON = 1 << 26
-"""The most bytes of a JSON file, which takes up to 20 times as many in memory."""
+"""In memory, JSON takes up to 20 times its size."""
 LARGEST_FAILURES = 1 << 30
 LARGEST_YAML = 1 << 17
 """The most bytes of a file that people write by hand: about a hundred pages."""
@@ -32,7 +33,7 @@ U+DC80 to U+DCFF stay: by them, Python's paths hold bytes that aren't UTF-8
 (PEP 383).
 """
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-"""Names of data sets and splits, which become names of files and folders."""
+"""Names of data sets and splits."""
 PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 """Relative paths that are valid everywhere unless too long: a fast check."""
 
@@ -216,6 +217,17 @@ def first_error(error: Any) -> tuple[str, str]:
     return ".".join(map(str, first["loc"])), first["msg"]
 
 
+def parsed(kind: type[Kind], value: Any, what: str) -> Kind:
+    """JSON as a type of pydantic. Raises LaryError."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        where, why = first_error(error)
+        raise LaryError(f"{what} is wrong at '{where}': {why}.") from error
+
+
 def reason_of(error: BaseException) -> str:
     """The first line of a library's message, and the next where that is a heading."""
     first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
@@ -310,9 +322,9 @@ def inside(root: Path, relative: str) -> Path:
 
 
 def check_name(name: str, what: str) -> None:
-    """Raise UsageError for a name that could lead out of a folder."""
+    """Raise UsageError for what is no `NAME`."""
     if not NAME.fullmatch(name):
-        raise UsageError(f"{what} {name[:80]!r}: use letters, digits, dot, dash and underscore, 64 at most.")
+        raise UsageError(f"{what} {name[:80]!r}: use at most 64 letters, digits, '.', '-' and '_'.")
 
 
 def digest(*parts: str | bytes, length: int = 16) -> str:

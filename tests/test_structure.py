@@ -27,10 +27,10 @@ APART = (("models", "data"), ("data", "models"), ("probes", "models"))
 # The house has 22,000 lines, 100 modules, 160,000 tokens and 12,000 lines of tests. "Numbers that hold" adds 700 lines,
 # 3 modules and 1,000 lines of tests, the demo that shows the claim 115 lines. New code has about 10.5 tokens per line.
 # "Impossible to hurt" may add 300 lines, 2 modules and 800 lines of tests; so far 150, 1 and 200 for odd results,
-# names, streams, limits and sweeps.
+# names, streams, limits and sweeps; 150, 0 and 440 for data: records, LeRobot, tables, hubs, stores, changed formats.
 LIMITS = {
-    "lines": 22_965, "modules": 103, "tokens": 169_256, "characters per line": 43, "longest module": 400,
-    "templates, scripts and styles": 900, "lines of tests": 13_190, "lines of utils/ and benchmarks/": 2_460,
+    "lines": 23_080, "modules": 103, "tokens": 170_560, "characters per line": 43, "longest module": 400,
+    "templates, scripts and styles": 900, "lines of tests": 13_630, "lines of utils/ and benchmarks/": 2_460,
     "words of the README": 1_000,
 }  # fmt: skip
 """Budgets of the whole; they only ever become smaller, but for allowances that an issue names."""

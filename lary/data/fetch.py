@@ -112,11 +112,11 @@ class ModelScope:
         self._api.download_file(self.repository, "dataset", path, revision=revision, local_dir=folder)
 
 
-def list_files(hub: HuggingFace | ModelScope, revision: str | None) -> tuple[str, list[RemoteFile]]:
-    """What `files` of a hub gives, whose list may have no end. Raises any error."""
+def list_files(hub: Any, revision: str | None) -> tuple[str, list[RemoteFile]]:
+    """What `files` of a hub gives in time. Raises any error."""
     from pydantic import TypeAdapter
 
-    found = list[Any]()
+    found: list[Any] = []
 
     def work() -> None:
         try:
@@ -124,18 +124,17 @@ def list_files(hub: HuggingFace | ModelScope, revision: str | None) -> tuple[str
         except Exception as error:
             found.append(error)
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
+    (thread := threading.Thread(target=work, daemon=True)).start()
     thread.join(SECONDS_TO_LIST)
     if not found or isinstance(found[0], Exception):
-        raise found[0] if found else TimeoutError("its list of files has no end")
+        raise found[0] if found else TimeoutError("its list has no end")
     kind = TypeAdapter(tuple[str, list[RemoteFile]])
     return kind.validate_python(found[0], strict=True)
 
 
 @contextmanager
 def hub_errors(hub: str, repository: str) -> Iterator[None]:
-    """Turn any error of a hub's library, or of its HTTP library, into a LaryError."""
+    """Turn any error of a hub's library into a LaryError."""
     try:
         yield
     except Exception as error:
@@ -361,8 +360,8 @@ class Download:
 def download(config: DownloadConfig, settings: Settings, ask: Callable[[str], str] | None = None) -> Download:
     """Show the terms, then fetch, check and unpack; with `config.dry_run` only choose the files.
 
-    `ask` asks a person to accept the terms. Raises UsageError for refused terms, another repository
-    in the folder, or no files, and LaryError for an unreachable hub or too little space.
+    `ask` asks a person. Raises UsageError for refused terms, another repository in the folder,
+    or no files, and LaryError for an unreachable hub or too little space.
     """
     specs = downloadable([key for part in config.include for key in part.split(",") if key])
     repository = config.repo or ", ".join(sorted({spec.repository for spec in specs}))

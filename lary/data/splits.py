@@ -140,7 +140,7 @@ def write_split(table: Path, config: SplitConfig) -> SplitReport:
 
 
 def own_groups(table: Path, config: GroupOptions, media: str) -> list[str]:
-    """The groups that the options find in a table, empty without options. Raises UsageError where they find none."""
+    """The groups that options find in a table, if given. Raises UsageError where they find none."""
     if not (config.group_column or config.group_pattern):
         return []
     column, pattern = config.group_column or media, config.group_pattern or "(?s).+"
@@ -173,9 +173,10 @@ def split_groups(groups: Sequence[str], share: float, strata: Sequence[str] | No
     In random order, a group validates where that brings its classes nearer to their shares:
     every class ends within half of its largest group. Raises UsageError for an empty part.
     """
-    if not 0 < share < 1 or seed < 0:
-        given = f"--test-size {share}, --seed {seed}"
-        raise UsageError(f"{given}: expected a share between 0 and 1, and no negative seed.")
+    if seed < 0:
+        raise UsageError(f"--seed {seed}: must be at least 0.")
+    if not 0 < share < 1:
+        raise UsageError(f"--test-size {share}: expected a share between 0 and 1.")
     names, group_of = np.unique(groups, return_inverse=True)
     classes, class_of = np.unique(strata or [""] * len(groups), return_inverse=True)
     totals = np.bincount(class_of, minlength=len(classes)).astype(np.float64)

@@ -45,16 +45,16 @@ PLAIN_PATH = re.compile(rf"{SEGMENT}(/{SEGMENT})*(?<! )")
 REVERSED = re.compile(r"(?:_rev)?\.[^./]+$")
 """Ends of paths that leave the group of a clip alone: it keeps its reversal."""
 QUICK = re.compile(r"\^[^*+?{|\\]*(?:(?<!\))[*+?]\??[^*+?{|\\]*){0,2}|[^*+?{]*|\.\*/")
-"""Regular expressions that need no limit of time, which costs some."""
-LONGEST_PATTERN, MOST_REPEATS, MOST_REPAIRS, SECONDS = 1000, 10_000, 16, 0.5
-"""Letters of a pattern, its repeats by nested braces; repairs and CPU time per path."""
+"""Patterns that need no time limit."""
+LETTERS, REPEATS, REPAIRS, SECONDS = 1000, 10_000, 16, 0.5
+"""Limits of a pattern and its work."""
 SHORT = 255
-"""Letters within which no part of a path can be too long."""
+"""Letters of paths without a part that is too long."""
 LONGEST_CELL = 4096
-"""Letters of a cell: the longest path of common systems, or a thousand frame numbers."""
+"""Letters of a cell: a long path, or a thousand frame numbers."""
 MOST_COLUMNS = 4096
 LONGEST_LINE = 1 << 22
-"""Bytes of a row: bounds what a hostile table can make the parser allocate."""
+"""Bytes of a row, which bound the parser's memory."""
 THREADS = 16
 """For many small reads: on network file systems waiting dominates."""
 
@@ -262,8 +262,7 @@ def read_table(
 ) -> SampleTable:
     """Read and validate the table of a split, or its first `limit` rows; no other file is opened.
 
-    Without `media`, it need not name images or clips. Raises UsageError for a wrong table
-    (`read_frame`), column or cell.
+    Without `media`, it need not name images or clips. Raises UsageError.
     """
     root = data_dir / spec.split(split).root
     needed = needed_columns(spec) if media else (TARGET_COLUMN,)
@@ -330,29 +329,30 @@ def compiled(pattern: str, replacement: str = "") -> tuple[Any, JsonDict]:
     import regex
 
     braces = re.findall(r"(\)?)\{(\d*),?(\d*)", pattern)
-    numbers = [(end, max(1, *(int(n[:9] or 0) for n in ends))) for end, *ends in braces]
-    repeats = max([1, *(n for _, n in numbers)])
-    repeats *= math.prod(n for end, n in numbers if end)
-    if len(pattern) > LONGEST_PATTERN or repeats > MOST_REPEATS:
-        raise UsageError(f"'{pattern[:60]}' is too large for a regular expression.")
+    counts = [(end, max(1, *(int(n[:9] or 0) for n in ends))) for end, *ends in braces]
+    repeats = max([1, *(n for _, n in counts)])
+    repeats *= math.prod(n for end, n in counts if end)
+    if len(pattern) > LETTERS or repeats > REPEATS:
+        raise UsageError(f"The pattern '{pattern[:60]}' is too large.")
     try:
         quick = re.compile(pattern)
         quick.sub(replacement, "")
-        return (quick, {}) if QUICK.fullmatch(pattern) else (regex.compile(pattern), {"timeout": SECONDS})
+        if QUICK.fullmatch(pattern):
+            return quick, {}
+        return regex.compile(pattern), {"timeout": SECONDS}
     except (re.error, regex.error, IndexError, RecursionError, OverflowError) as error:
         raise UsageError(f"'{pattern}' is no regular expression: {error}.") from error
 
 
 def evaluate(pattern: str, path: str, replacement: str | None = None) -> Any:
-    """What `re.search` or `re.sub` gives. Raises UsageError, also where it takes too long."""
+    """As `re.search` or `re.sub`. Raises UsageError."""
     expression, limit = compiled(pattern, replacement or "")
     try:
         if replacement is None:
             return expression.search(path, **limit)
-        return expression.sub(replacement, path, MOST_REPAIRS, **limit)
+        return expression.sub(replacement, path, REPAIRS, **limit)
     except TimeoutError:
-        text = f"'{pattern}' takes more than {SECONDS:g} s on '{path[:60]}': simplify it."
-        raise UsageError(text) from None
+        raise UsageError(f"'{pattern}' takes too long on '{path[:60]}'.") from None
 
 
 def matched(pattern: str, path: str) -> str:

@@ -5,7 +5,7 @@ Files of a cut are named by frame: ``images/ep_0/frame_000005.png`` and
 ``ep_0/action_03/action_start.png`` for motions (the layout of LIBERO).
 
 Atomic motions and their labels are those of the benchmark's data engine (arXiv 2604.11689,
-section 3): 26 combinations of forward/backward, left/right and up/down, and open and close.
+section 3): 26 directions, open and close.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from lary.types import Failure, LaryError, MediaError, UsageError
 
 Values = npt.NDArray[np.floating[Any]]
 Rows = list[list[str]]
+MOST_VALUES = 4096
+"""Steps and dimensions of actions."""
 PART = ".part"
 """The folder of an episode's images until it is complete."""
 
@@ -101,8 +103,8 @@ class AtomicRule:
 def atomic_segments(positions: Values, gripper: Values | None, rule: AtomicRule) -> list[Segment]:
     """Cut positions (T, 3) and gripper openings (T,) into motions in order, without overlap.
 
-    A motion lasts until the hand is `reach` away along some axis, the gripper changes, or the
-    trajectory ends. One that moved less than `threshold` along all axes is left out.
+    A motion lasts until the hand is `reach` away along an axis, the gripper changes, or the
+    end. One below `threshold` along all axes is left out.
     """
     columns = ["xyz".index(axis[1:]) for axis in rule.axes]
     signs = np.array([1.0 if axis[0] == "+" else -1.0 for axis in rule.axes])

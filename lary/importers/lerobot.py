@@ -1,4 +1,4 @@
-"""Importing a LeRobot data set as image pairs with action chunks or as atomic motions, split by episode.
+"""Importing a LeRobot data set as pairs with actions or as atomic motions, split by episode.
 
 Images and actions go below ``DATA_DIR``, for pairs with the statistics of the training split
 beside them; tables and record go to ``LARY_ROOT/data``.
@@ -53,8 +53,8 @@ class LeRobotImport:
     By default: the first camera without wrist or depth, ``action``, ``actions`` or else the state,
     a stride of a third of a second. `dims` name the values of `actions`; `val` are the validating episodes.
 
-    Raises UsageError without such a camera, feature or episodes; LaryError if labels need the
-    gripper's range and no episode can be read.
+    Raises UsageError without these; LaryError if labels need the gripper's range and no
+    episode can be read.
     """
 
     def __init__(self, data: LeRobot, config: LeRobotConfig, name: str, settings: Settings) -> None:
@@ -77,9 +77,10 @@ class LeRobotImport:
         motion = [*vars(MotionOptions()), "position", "gripper"]
         if not config.labels and any(getattr(config, name) != getattr(LeRobotConfig, name) for name in motion):
             raise UsageError("--position, --gripper, --threshold and so on are of labels: add --labels atomic.")
-        if not 0 < config.share < 1 or config.seed < 0:
-            given = f"--val-share {config.share:g}, --seed {config.seed}"
-            raise UsageError(f"{given}: expected a share between 0 and 1, and a seed from 0 on.")
+        if config.seed < 0:
+            raise UsageError(f"--seed {config.seed}: must be at least 0.")
+        if not 0 < config.share < 1:
+            raise UsageError(f"--val-share {config.share:g}: expected a share between 0 and 1.")
         pairs = PairCut(max(1, round(data.fps / PAIRS_PER_SECOND)) if config.stride is None else config.stride)
         shortest = 1 if config.labels else pairs.stride
         self.episodes = [episode for episode in data.episodes[: config.episodes] if episode.length > shortest]

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from lary.arrays import Doubles, Floats, Ints, read_rows
 from lary.data.fetch import HuggingFace, hub_errors
 from lary.data.frames import FrameTable, decode_video, opened_video, scan_packets, whole_packets
-from lary.files import LARGEST_JSON, first_error, inside, open_regular, read_json, read_limited, reason_of
-from lary.importers.episodes import video_images
+from lary.files import LARGEST_JSON, inside, open_regular, parsed, read_json, read_limited, reason_of
+from lary.importers.episodes import MOST_VALUES, video_images
 from lary.types import JsonDict, LaryError, MediaError, UsageError, as_path
 
 BOOKKEEPING = frozenset(
@@ -34,10 +34,8 @@ LONGEST = 1 << 31
 """Frames of an episode: two years at 30 frames/s."""
 EXACT = 1 << 24
 """Up to here float32 holds every integer."""
-MOST_VALUES = 4096
-"""Values of an action."""
-IMAGE_EXTRA, EPISODE_BYTES = 1 << 16, 1 << 12
-"""Bytes of an image file above its pixels, and of an episode's metadata."""
+IMAGE, EPISODE = 1 << 16, 1 << 12
+"""Bytes of an image besides pixels, and of an episode's metadata."""
 FIELD = re.compile(r"\{(\w+)(?::(0?\d{1,2}d))?\}")
 
 
@@ -88,11 +86,7 @@ class LeRobot:
         if not path.is_file():
             raise UsageError(f"{folder} is no LeRobot data set: it has no meta/info.json.")
         self.info: JsonDict = read_json(path, "description")
-        try:
-            self.meta = Info.model_validate(self.info)
-        except ValidationError as error:
-            where, why = first_error(error)
-            raise LaryError(f"{path} is wrong at '{where}', or not of v2 or v3: {why}.") from error
+        self.meta = parsed(Info, self.info, f"{path}, of LeRobot v2 or v3,")
         self.version = int(self.meta.codebase_version[1])
         self.fps, self.features = self.meta.fps, self.meta.features
         self.cameras, self.vectors = [], []
@@ -116,7 +110,7 @@ class LeRobot:
             for path in sorted((meta / "episodes").glob("*/*.parquet")) if self.version == 3 else ():
                 with open_regular(path) as file:
                     names = [name for name in parquet.read_schema(file).names if not name.startswith("stats/")]
-                rows += read_rows(path, names, LARGEST_JSON // EPISODE_BYTES, EPISODE_BYTES).to_pylist()
+                rows += read_rows(path, names, LARGEST_JSON // EPISODE, EPISODE).to_pylist()
             found = {item.index: item for item in map(Episode.model_validate, rows)}
         except (OSError, ValueError, TypeError, RecursionError) as error:
             reason = " ".join(str(error).split())[:200]
@@ -131,7 +125,7 @@ class LeRobot:
         return "depth" in camera.lower() or bool(re.search(r'\bis_depth\w*": "?(true|1\b)', details))
 
     def dimension_names(self, keys: Sequence[str]) -> tuple[str, ...]:
-        """Distinct names of the values of some features, made up where there are none."""
+        """Distinct names of values of features, made up where there are none."""
         names = list[str]()
         for key in keys:
             feature, short = self.features[key], key.rsplit(".", 1)[-1]
@@ -157,11 +151,10 @@ class LeRobot:
             raise MediaError(f"The table {path} of episode {episode.index} does not exist, or is no regular file.")
         wanted = list(dict.fromkeys([*columns, "episode_index", "frame_index", "timestamp"]))
         sizes = ((self.features[key].size, key in self.cameras) for key in columns)
-        size = 64 + sum(values + IMAGE_EXTRA if image else 8 * values + 64 for values, image in sizes)
+        size = 64 + sum(count + IMAGE if image else 8 * count + 64 for count, image in sizes)
         try:
-            rows = read_rows(path, wanted, episode.length, size, ("episode_index", episode.index)).sort_by(
-                "frame_index"
-            )
+            only = "episode_index", episode.index
+            rows = read_rows(path, wanted, episode.length, size, only).sort_by("frame_index")
         except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
             raise MediaError(
                 f"The table {path} of episode {episode.index} can't be read: {reason_of(error)}."
@@ -261,7 +254,7 @@ def _snapshot(source: str, commit: str, patterns: list[str]) -> Path:
 
 
 def video_times(path: Path) -> tuple[Doubles, FrameTable | None]:
-    """The second at which every frame of a video is shown, ascending, and the table of frames.
+    """The second of every frame of a video, ascending, and the table of frames.
 
     The table is None where the packets don't name the frames. Raises MediaError.
     """
@@ -285,7 +278,7 @@ def frame_numbers(seconds: Doubles, start: float, stamps: Sequence[float], fps: 
     import pandas
 
     times: Any = start + np.asarray(stamps, dtype=np.float64)
-    near = pandas.Index(seconds).get_indexer(times, method="nearest", tolerance=0.5 / fps)  # -1 where none is near
+    near = pandas.Index(seconds).get_indexer(times, method="nearest", tolerance=0.5 / fps)
     if (near < 0).any():
         raise MediaError(f"No frame is shown within half a frame of some row between {times[0]} and {times[-1]} s.")
     if (np.diff(near) <= 0).any():
@@ -356,10 +349,9 @@ def first_frames(seconds: Doubles, starts: Doubles, fps: float) -> Ints:
 def stretch_ends(first: Ints, rows: Ints, count: int) -> Ints:
     """Where the stretches of a video's episodes end, (episodes,) int64: empty for those of unknown place.
 
-    The episodes begin at the frames `first`, ascending, and have so many `rows`; the video has
-    `count` frames. A start that drifts, or frames that are lost, make a stretch reach into the
-    next one. Runs of episodes without a gap show which of the two is wrong: a run that fits to
-    the start or the end of the video is where it says.
+    Episodes begin at the frames `first`, ascending, with so many `rows`, in a video of `count`
+    frames. A start that drifts, or lost frames, make a stretch reach into the next one. Of runs
+    of episodes without a gap, one that fits to the start or end of the video is right.
     """
     ends = first + rows
     if rows.sum() == count:  # nothing is lost, so the order alone gives the places
@@ -375,7 +367,7 @@ def stretch_ends(first: Ints, rows: Ints, count: int) -> Ints:
         # Without a gap between the stretches, an overlap alone tells whose frames are lost.
         if outside or (clashes and gaps and not fits):
             lost[run] = True
-            lost[max(low - 1, 0)] |= rows.sum() > count  # the episode before may have lost the frames that are missing
+            lost[max(low - 1, 0)] |= rows.sum() > count  # the one before may have lost frames
     return np.where(lost, first, after)
 
 

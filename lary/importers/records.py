@@ -1,7 +1,7 @@
 """Records of imported data sets, the plug-ins that register them, and their tables.
 
-A record is JSON, read by ``--plugin LARY_ROOT/data/<name>_dataset.py``: a file of fixed text, so
-that nothing of an imported data set is run as code.
+A record is JSON, read by ``--plugin LARY_ROOT/data/<name>_dataset.py``: a file of fixed text,
+so that nothing imported is run as code.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,9 @@ from typing import Any, NamedTuple
 from lary.data.normalisation import measure_table
 from lary.data.spec import DATASETS, EPISODE, ActionSpace, DatasetSpec, LabelSpace, Normalisation, Split
 from lary.data.tables import compiled, read_table, write_csv
-from lary.files import check_name, first_error, inside, read_json, write_bytes, write_failures, write_text
-from lary.importers.episodes import ATOMIC_CLASSES, Cut, PairCut
+from lary.files import check_name, inside, parsed, read_json, write_bytes, write_failures, write_text
+from lary.importers.episodes import ATOMIC_CLASSES, MOST_VALUES, Cut, PairCut
 from lary.types import Failure, LaryError, UsageError
-
-MOST_VALUES = 1 << 16
-"""Values of an action chunk: horizon times dimensions."""
 
 PLUGIN = '''"""Registers the data set of the JSON file beside this one: pass this file to lary with --plugin."""
 
@@ -30,7 +27,7 @@ register_dataset(load_record(Path(__file__).with_suffix(".json")))
 
 
 class ImportReport(NamedTuple):
-    """What was imported: the plug-in, the number of rows by split, what failed, and the episodes that validate."""
+    """The plug-in, rows by split, failures, and how many episodes validate."""
 
     plugin: Path
     rows: Mapping[str, int]
@@ -108,15 +105,10 @@ def save_record(spec: DatasetSpec, plugin: Path) -> None:
 
 
 def load_record(path: Path) -> DatasetSpec:
-    """Read a record. Raises LaryError, naming the first field that is wrong or leaves its folder."""
-    from pydantic import TypeAdapter, ValidationError
-
+    """Read a record. Raises LaryError, naming the first field that is wrong."""
+    spec = parsed(DatasetSpec, read_json(path, "data set record"), f"The data set record {path}")
     try:
-        spec = TypeAdapter(DatasetSpec).validate_python(read_json(path, "data set record"))
         _check_record(spec)
-    except ValidationError as error:
-        where, why = first_error(error)
-        raise LaryError(f"The data set record {path} is wrong at '{where}': {why}.") from error
     except UsageError as error:
         raise LaryError(f"The data set record {path} is wrong: {error}") from error
     return spec
@@ -125,7 +117,7 @@ def load_record(path: Path) -> DatasetSpec:
 def _check_record(spec: DatasetSpec) -> None:
     """Check what types don't. Raises UsageError."""
     target, series, splits = spec.target, spec.drawn.values(), spec.splits.values()
-    names = {*spec.splits, *spec.drawn}
+    real, names = {*spec.splits}, {*spec.splits, *spec.drawn}
     for name in (spec.name, *names):
         check_name(name, "the name")
     places = [place for split in splits for place in (split.root, split.table)]
@@ -133,20 +125,18 @@ def _check_record(spec: DatasetSpec) -> None:
         "train": spec.train in names - {spec.validation},
         "validation": spec.validation in names,
         "unseen": spec.unseen in {None, *names},
-        "drawn": all(
-            {*each.sources} and spec.splits.keys() >= {*each.sources} and 0 < each.share < 1 for each in series
-        ),
+        "drawn": all(each.sources and real >= {*each.sources} and 0 < each.share < 1 for each in series),
         "stride": spec.stride is None or spec.stride > 0,
         "media_depth": 0 <= (spec.media_depth or 0) < 64,
     }
     if isinstance(target, ActionSpace):
         places.append(target.normalisation.stats_file)
         count, kinds = len(target.dims), {"euler_xyz": 3, "quaternion_xyzw": 4}
-        known = {*range(count)}
+        known, groups = {*range(count)}, target.groups.values()
         right |= {
             "target.dims": 0 < count <= MOST_VALUES,
-            "target.horizon": 0 < target.horizon <= MOST_VALUES // max(count, 1),
-            "target.groups": all(part and known >= {*part} for part in target.groups.values()),
+            "target.horizon": 0 < target.horizon <= MOST_VALUES,
+            "target.groups": all(part and known >= {*part} for part in groups),
             "target.orientations": all(
                 known >= {*each.dims} and len(each.dims) == kinds[each.convention] for each in target.orientations
             ),
@@ -156,7 +146,7 @@ def _check_record(spec: DatasetSpec) -> None:
             inside(Path(), place)
     compiled(*spec.path_repair or [""])
     robot = (spec.unnamed_robot or [""])[0]
-    for pattern in (spec.group_pattern, robot, *(each.pattern or "" for each in series)):
-        compiled(pattern)
-    if wrong := ", ".join(field for field, holds in right.items() if not holds):
-        raise UsageError(f"{wrong}: unknown names, or numbers out of range.")
+    for pattern in (spec.group_pattern, robot, *(each.pattern for each in series)):
+        compiled(pattern or "")
+    if wrong := ", ".join(name for name in right if not right[name]):
+        raise UsageError(f"{wrong}: unknown, or out of range.")

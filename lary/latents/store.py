@@ -28,18 +28,7 @@ import numpy as np
 
 from lary.arrays import Array, Floats
 from lary.configs import LatentDtype
-from lary.files import (
-    LARGEST_FAILURES,
-    digest,
-    first_error,
-    inside,
-    media_facts,
-    read_json,
-    read_limited,
-    remove_torn,
-    write_json,
-    write_text,
-)
+from lary.files import digest, inside, media_facts, parsed, read_json, read_limited, remove_torn, write_json, write_text
 from lary.models.spec import MODELS, ModelSpec
 from lary.runtime import in_threads
 from lary.types import JsonDict, LaryError, Latents, MediaError, UsageError
@@ -212,20 +201,14 @@ class LatentStore:
 
 def read_manifest(folder: Path) -> JsonDict:
     """The manifest of a store, empty without one; LaryError if it is wrong or newer."""
-    from pydantic import TypeAdapter, ValidationError
-
     file = folder / MANIFEST
     if not file.exists():
         return {}
     found = read_json(file, "store manifest")
     if not isinstance(found, dict) or not isinstance(found.get("identity", {}), dict):
         raise LaryError(f"{file} is no manifest of a latent store.")
-    try:
-        if found.get("identity"):
-            TypeAdapter(StoreIdentity).validate_python(found["identity"])
-    except ValidationError as error:
-        where, why = first_error(error)
-        raise LaryError(f"{file} is wrong at 'identity.{where}': {why}.") from error
+    if found.get("identity"):
+        parsed(StoreIdentity, found["identity"], f"The identity in {file}")
     if isinstance(found.get("format"), int) and found["format"] > FORMAT:
         raise LaryError(f"{file} was written by a newer lary (format {found['format']}): update lary.")
     return found
@@ -235,9 +218,7 @@ def read_media(folder: Path) -> dict[str, str]:
     """The `media_facts` of the files that rows of a store come from, by path; the first ones read of each."""
     found: dict[str, str] = {}
     for file in sorted(folder.glob(MEDIA)):
-        for line in (
-            read_limited(file, LARGEST_FAILURES).decode("utf-8", "replace").split("\n")[1:]
-        ):  # a torn one names no file
+        for line in read_limited(file, 1 << 30).decode("utf-8", "replace").split("\n")[1:]:
             facts, _, path = line.partition("\t")
             found.setdefault(path, facts)
     return found

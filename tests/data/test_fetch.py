@@ -17,6 +17,7 @@ from lary.data.fetch import MANIFEST, accept, belongs, downloadable, find_place,
 from lary.types import LaryError, UsageError
 from tests.data.test_archives import member, packed
 from tests.helpers import INPUTS, contents, fails, lary, printed
+from tests.hostile.harness import bounded
 
 COMMIT = "c0ffee" + "0" * 34
 CALVIN = packed(member("calvin/train_stride5/images/ep_0/frame_000000.png", b"pixels"))
@@ -199,3 +200,24 @@ def test_a_folder_holds_one_repository(tmp_path: Path, hub: FakeHub, monkeypatch
     for text, code, words in (("[]", 1, "damaged"), ('{"version": 9, "files": {}}', 2, "update lary")):
         (tmp_path / "data" / MANIFEST).write_text(text)
         assert words in download(tmp_path, code=code)
+
+
+@pytest.mark.parametrize("odd", [{"size": "x"}, {"size": None}, {"path": 5}, {"blob_id": 5}, "endless", "still"])
+def test_odd_lists_and_lists_without_end(
+    tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch, odd: dict[str, Any] | str
+) -> None:
+    def listed(*_: Any, **__: Any) -> Iterator[Any]:
+        file = huggingface_hub.hf_api.RepoFile(path="regression/calvin/a", size=1, oid="0" * 40)
+        for _ in range(1) if isinstance(odd, dict) else iter(int, 1):
+            vars(file).update(odd if isinstance(odd, dict) else {})
+            if odd != "still":  # pages without a file
+                yield file
+            elif ended:
+                return
+
+    ended: list[None] = []
+    monkeypatch.setattr(hub, "list_repo_tree", listed)
+    monkeypatch.setattr("lary.data.fetch.SECONDS_TO_LIST", 1 if odd == "still" else 120)
+    with bounded():
+        download(tmp_path, "--include", "calvin", code=1, has=["huggingface doesn't give meituan"])
+    ended.append(None)

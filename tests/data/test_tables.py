@@ -203,9 +203,7 @@ def test_wrong_frame_indices_and_labels_are_named(tmp_path: Path) -> None:
         fails(UsageError, "is no class", row_of, tmp_path, CLIPS, **clip | {"action": label})
 
 
-@pytest.mark.parametrize(
-    "pattern", ["^(([a-z_0-9/.]?)+)+$X?$", "(a|aa)+$", "(a+)+$", "^(a?){64}a{64}$", r"(?:a*)*\1|(a|a)*b"]
-)
+@pytest.mark.parametrize("pattern", ["^(([a-z_0-9/.]?)+)+$X?$", "(a|aa)+$", "(a+)+$", "^(a?){64}a{64}$", "(a|a)*b"])
 @pytest.mark.parametrize("replacement", [None, "b"])
 def test_patterns_without_end_are_refused_or_end(tmp_path: Path, pattern: str, replacement: str | None) -> None:
     with bounded(), suppress(UsageError):
@@ -214,11 +212,8 @@ def test_patterns_without_end_are_refused_or_end(tmp_path: Path, pattern: str, r
 
 def test_patterns_are_those_of_python() -> None:
     """With the limit of time and without it; a replacement is checked before there is a match."""
-    assert (
-        matched("^(.*?ep_[^/]+)/", "a/images/ep_1/f.png")
-        == matched("^(?:(.*?ep_[^/]+))+/", "a/images/ep_1/f.png")
-        == "a/ep_1"
-    )
+    found = [matched(pattern, "a/images/ep_1/f.png") for pattern in ("^(.*?ep_[^/]+)/", "^(?:(.*?ep_[^/]+))+/")]
+    assert found == ["a/ep_1"] * 2
     assert evaluate(r"\bep(frame|x)_", "a/epframe_1", r"ep_5/\1_") == "a/ep_5/frame_1"
     assert evaluate(r"(?:\bep(frame|x)_)+", "a/epframe_1", r"ep_5/\1_") == "a/ep_5/frame_1"
     for wrong in (("(", None), ("a", r"\1"), ("(?:a)+", r"\1")):

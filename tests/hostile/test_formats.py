@@ -56,9 +56,6 @@ Draw = Callable[[st.SearchStrategy[Any]], Any]
 Change = Callable[[Path, Draw], object]
 
 
-# Changes
-
-
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The path of every value inside a value; of long lists the first four."""
     pairs = value.items() if isinstance(value, dict) else enumerate(value[:4]) if isinstance(value, list) else ()
@@ -133,8 +130,6 @@ def in_table(path: Path, draw: Draw) -> None:
     path.write_text("\n".join(",".join(line) for line in lines))
 
 
-# Formats
-
 TWO, THREE = (("data", "import-lerobot", f"{{root}}/{name}", "--name", "fresh") for name in ("two", "three"))
 PLUGIN = ("--plugin", "{root}/data/cube_dataset.py")
 STORE, STORED = "latent_actions/calvin/val/pixels", ("--model", "pixels", "--dataset", "calvin", "--split", "val")
@@ -178,8 +173,8 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert lary("data", "import-lerobot", root / "two", "--name", "cube", root=root).code == 0
     write_classification(root / "runs/a", "one", 1.0)
     write_regression(root / "runs/b", "two", 0.5)
-    grid = {"model": ["pixels", "dinov2"], "seed": [0, 1]}
-    (root / "sweep.yaml").write_text(yaml.safe_dump({"options": {"dataset": "calvin"}, "grid": grid, "runs": []}))
+    sweep = {"options": {"dataset": "calvin"}, "grid": {"model": ["pixels", "dinov2"], "seed": [0, 1]}, "runs": []}
+    (root / "sweep.yaml").write_text(yaml.safe_dump(sweep))
     (root / "lary.yaml").write_text(yaml.safe_dump({"LARY_ROOT": ".", "DATA_DIR": "data", "DINO_V2_PATH": "a/b"}))
     files = [
         {"path": "regression/calvin/a.bin", "size": 4, "oid": "ea1f343c8a1248a4cc4eb47bc92953d0efddb510", "lfs": None}

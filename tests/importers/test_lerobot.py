@@ -216,11 +216,8 @@ def linked(to: str) -> Callable[[Path], None]:
     return lambda path: path.symlink_to(to if to else path.name)
 
 
-EPISODES, TABLE, VIDEO = (
-    "meta/episodes.jsonl",
-    "data/chunk-000/episode_000000.parquet",
-    f"videos/chunk-000/{FRONT}/episode_000000.mp4",
-)
+EPISODES, TABLE = "meta/episodes.jsonl", "data/chunk-000/episode_000000.parquet"
+VIDEO = f"videos/chunk-000/{FRONT}/episode_000000.mp4"
 
 
 @pytest.mark.parametrize(("place", "change"), [
@@ -263,7 +260,7 @@ def test_files_may_be_links_to_files(tmp_path: Path) -> None:
 
 def test_descriptions_and_options_out_of_range(tmp_path: Path) -> None:
     path = write_lerobot(tmp_path / "source", "v2.1", images="PNG") / "meta/info.json"
-    assert "--seed -1" in run(tmp_path, "--seed", "-1", code=2)
+    assert "--seed -1: must" in run(tmp_path, "--seed", "-1", code=2)
     info = json.loads(path.read_text())
     long = {"features": {**info["features"], "action": {**info["features"]["action"], "shape": [10**9]}}}
     for change, code, words in (

@@ -23,7 +23,7 @@ def record(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("field", "value", "words"), [
     ("name", OUT, "the name '../../../X'"), ("name", "", "the name ''"), ("name", "/etc", "the name"),
-    ("name", "x" * 65, "64 at most"), ("name", "a\n", "the name"),
+    ("name", "x" * 65, "at most 64"), ("name", "a\n", "the name"),
     ("splits", {OUT: {"root": "a"}, "train": {"root": "a"}, "val": {"root": "a"}}, "the name"),
     ("splits", {"train": {"root": "/etc"}, "val": {"root": "a"}}, "leaves its root"),
     ("splits", {"train": {"root": "a/../.."}, "val": {"root": "a"}}, "leaves its root"),

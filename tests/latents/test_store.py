@@ -11,6 +11,7 @@ from hypothesis import settings as limits
 from hypothesis import strategies as st
 
 from lary.data.tables import SampleTable
+from lary.files import write_json
 from lary.latents.ref import open_store
 from lary.latents.store import StoreIdentity, narrow, pooled_latents, pooled_tokens, read_manifest
 from lary.types import LaryError, Latents, MediaError, UsageError
@@ -55,6 +56,14 @@ def test_stores_are_not_mixed(tmp_path: Path, table: SampleTable) -> None:
     for rows in ("0", "1048577", '"x"'):
         (tmp_path / "store.json").write_text(f'{{"key": "{IDENTITY.key}", "store": "shards", "unit_rows": {rows}}}')
         fails(LaryError, "rows per shard: it is no manifest", open_store, tmp_path, IDENTITY, {}, **shards)
+
+
+@pytest.mark.parametrize("field", [{"dtype": "evil"}, {"model": None}, {"seed": "x"}, {"pool": [1]}])
+def test_odd_identities_are_named(tmp_path: Path, field: dict[str, Any]) -> None:
+    open_store(tmp_path, IDENTITY, {}, overwrite=False)
+    found = read_manifest(tmp_path)
+    write_json(tmp_path / "store.json", {**found, "identity": {**found["identity"], **field}})
+    fails(LaryError, f"The identity in .*store.json is wrong at '{next(iter(field))}'", read_manifest, tmp_path)
 
 
 def test_a_key_stays_where_new_fields_have_their_old_meaning() -> None:
