@@ -40,7 +40,7 @@ UNSAFE_PATH = re.compile(r"[/\\]|[^/\\]*:|(.*[/\\])?\.\.([/\\]|$)")
 """Paths that leave their root: by a root, a drive, or ``..``."""
 SEGMENT = r"[A-Za-z0-9_][A-Za-z0-9_.,()+ -]*"
 PLAIN = {INDEX_COLUMN: r"^[0-9]{1,9}(,[0-9]{1,9})*$", "path": rf"^{SEGMENT}(/{SEGMENT})*$"}
-"""Surely valid cells (RE2, a whole column at once); others are examined."""
+"""Surely valid cells (RE2, by column); others are examined."""
 PLAIN_PATH = re.compile(rf"{SEGMENT}(/{SEGMENT})*(?<! )")
 REVERSED = re.compile(r"(?:_rev)?\.[^./]+$")
 """Ends of paths that leave the group of a clip alone: it keeps its reversal."""
@@ -56,7 +56,7 @@ MOST_COLUMNS = 4096
 LONGEST_LINE = 1 << 22
 """Bytes of a row, which bound the parser's memory."""
 THREADS = 16
-"""For many small reads: on network file systems waiting dominates."""
+"""Small reads on network file systems mostly wait."""
 
 
 def read_frame(path: Path, limit: int | None = None, needed: Sequence[str] = ()) -> pandas.DataFrame:
@@ -70,14 +70,8 @@ def read_frame(path: Path, limit: int | None = None, needed: Sequence[str] = ())
 
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}: must be at least 1.")
-    wrong = []
-
-    def refuse(row: Any) -> str:
-        wrong.append(row)
-        return "error"
-
     reading = arrow.ReadOptions(block_size=LONGEST_LINE, use_threads=False)  # threads don't number the rows
-    parsing = arrow.ParseOptions(newlines_in_values=True, invalid_row_handler=refuse)
+    parsing = arrow.ParseOptions(newlines_in_values=True)
     try:
         if path.exists() and not path.is_file():
             raise ValueError("it is no regular file")
@@ -95,9 +89,9 @@ def read_frame(path: Path, limit: int | None = None, needed: Sequence[str] = ())
         raise UsageError(f"The table {path} does not exist.") from None
     except (OSError, ValueError) as error:  # errors of the parser are ValueErrors
         problem = str(error).splitlines()[0].rstrip(".")[:500]
-        if wrong:
-            found, row = wrong[0], wrong[0].number - 1  # the parser counts from 1 and the header too
-            cells = f"{found.actual_columns} cells under {found.expected_columns} column names"
+        if wrong := re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+)", problem):
+            row = int(wrong[1]) - 1  # the header counts, too
+            cells = f"{wrong[3]} cells under {wrong[2]} column names"
             problem = f"row {row} (line {line_of(path, row - 1)}): {cells}; quote cells that hold a comma"
         elif "straddling" in problem or ("Empty CSV" in problem and path.stat().st_size > LONGEST_LINE):
             problem = f"a row has more than {LONGEST_LINE} letters"  # it fits into no block
@@ -183,7 +177,7 @@ class SampleTable:
         return np.array([position[name] for name in self._columns[TARGET_COLUMN]], dtype=np.int64)
 
     def groups(self) -> tuple[str, ...]:
-        """The episode or video of every sample, n names; a sample without one is a group of its own."""
+        """The episode or video of every sample, n names; without one, its own."""
         first = self._media[0]
         return tuple(own or REVERSED.sub("", self.shown(at, first)) for at, own in enumerate(self.sources))
 
@@ -235,7 +229,7 @@ class SampleTable:
         return {row: position for position, row in enumerate(self.rows)}
 
     def robots(self, unnamed: str = "") -> list[str]:
-        """The robot types as the table names them, with `unnamed` for empty cells."""
+        """The robot types of the table, with `unnamed` for empty cells."""
         column = self.spec.embodiment_column or EMBODIMENT_COLUMN
         if column not in self.frame:
             return [self.spec.embodiment] * len(self)
@@ -243,7 +237,7 @@ class SampleTable:
 
     @cached_property
     def embodiments(self) -> tuple[str, ...]:
-        """The robot type of every sample; empty where the cell is, and no rule names it."""
+        """The robot type of every sample; empty where nothing names it."""
         rule, names = self.spec.unnamed_robot, self.robots()
         for position, name in enumerate(names):
             if rule and not name and evaluate(rule[0], self.shown(position, self._media[0])):
@@ -356,7 +350,7 @@ def evaluate(pattern: str, path: str, replacement: str | None = None) -> Any:
 
 
 def matched(pattern: str, path: str) -> str:
-    """The first group that takes part, or the match, of a pattern in a path without its image folder; empty without."""
+    """The first group, or the match, of a pattern in a path without its image folder; or empty."""
     found = evaluate(pattern, f"/{path}".replace(f"/{IMAGE_FOLDER}/", "/", 1)[1:])
     return "" if found is None else next(filter(None, (*found.groups(), found[0])), "")
 
