@@ -37,7 +37,7 @@ EMBODIMENT_COLUMN = "embodiment"
 IMAGE_FOLDER, ACTION_FOLDER = "images", "actions"
 INDICES = re.compile(r"\s*[0-9]{1,9}\s*(,\s*[0-9]{1,9}\s*)*")
 UNSAFE_PATH = re.compile(r"[/\\]|[^/\\]*:|(.*[/\\])?\.\.([/\\]|$)")
-"""Paths that leave their root: by a root, a drive, or ``..``."""
+"""Paths that leave their root."""
 SEGMENT = r"[A-Za-z0-9_][A-Za-z0-9_.,()+ -]*"
 PLAIN = {INDEX_COLUMN: r"^[0-9]{1,9}(,[0-9]{1,9})*$", "path": rf"^{SEGMENT}(/{SEGMENT})*$"}
 """Surely valid cells (RE2, by column); others are examined."""
@@ -195,12 +195,12 @@ class SampleTable:
         return f"{media}s" if "" in self.sources else "episodes" if media == "pair" else "videos"
 
     def media_path(self, sample: Sample) -> tuple[Path, ...]:
-        """Absolute paths of a sample's images or clip. Raises UsageError outside the root."""
+        """Paths of a sample's images or clip. Raises UsageError outside the root."""
         position = self._position[sample.row]
         return tuple(self._file(position, column) for column in self._media)
 
     def action_path(self, position: int) -> Path:
-        """Absolute path of the action file at a position. Raises UsageError."""
+        """Path of the action file at a position. Raises UsageError."""
         _ = self.spec.actions
         return self._file(position, TARGET_COLUMN)
 
