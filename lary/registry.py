@@ -4,7 +4,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
@@ -30,13 +30,17 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def suggest(wrong: str, known: Sequence[str]) -> str:
-    """``' Did you mean x?'``, or the list of known names where none is near."""
+    """``' Did you mean x?'``, or where none is near the three nearest names."""
     import difflib
 
-    near = difflib.get_close_matches(wrong, known, n=2, cutoff=0.6)
-    if near:
+    if near := difflib.get_close_matches(wrong, known, n=2, cutoff=0.6):
         return f" Did you mean {' or '.join(near)}?"
-    return f" Known: {', '.join(known)}." if known else ""
+    near = difflib.get_close_matches(wrong, known, n=3, cutoff=0.0)
+    return f" The nearest of {len(known)}: {', '.join(near)}." if near else ""
+
+
+record_folder: list[Path] = []
+"""The data/ of the LARY_ROOT that settings were last loaded for: records of data sets there are known by name."""
 
 
 class Registry(Generic[Record]):
@@ -52,6 +56,7 @@ class Registry(Generic[Record]):
         self._modules, self._group = modules, group
         self._records: dict[str, Record] = {}
         self._families: list[Callable[[str], Record | None]] = []
+        self._sources: list[Callable[[], Mapping[str, Record]]] = []
         self._loaded = False
 
     def add(self, record: Record) -> Record:
@@ -68,18 +73,25 @@ class Registry(Generic[Record]):
         """
         self._families.append(make)
 
+    def add_source(self, find: Callable[[], Mapping[str, Record]]) -> None:
+        """Ask `find` at every look-up for further records by name; registered ones go first."""
+        self._sources.append(find)
+
     def get(self, name: str) -> Record:
         """The record of a name. Raises UsageError with a suggestion."""
-        known = self.names()
-        if name in self._records:
-            return self._records[name]
+        known = self._all()
+        if name in known:
+            return known[name]
         for make in self._families:
             if (record := make(name)) is not None:
                 return record
-        raise UsageError(f"Unknown {self.kind} '{name}'.{suggest(name, known)}")
+        raise UsageError(f"Unknown {self.kind} '{name}'.{suggest(name, list(known))}")
 
     def names(self) -> list[str]:
         """All names, in the order in which they were registered."""
+        return list(self._all())
+
+    def _all(self) -> dict[str, Record]:
         if not self._loaded:
             self._loaded = True
             for module in self._modules:
@@ -90,10 +102,13 @@ class Registry(Generic[Record]):
                 except (Exception, SystemExit) as error:
                     where = f"{point.value} of {point.dist.name if point.dist else '?'}"
                     log.warning("left out: %s fails: %s: %s", where, type(error).__name__, reason_of(error))
-        return list(self._records)
+        found = dict(self._records)
+        for find in self._sources:
+            found = {**find(), **found}
+        return found
 
     def __iter__(self) -> Iterator[Record]:
-        return iter([self._records[name] for name in self.names()])
+        return iter(self._all().values())
 
 
 PLUGIN = "lary_plugin_"

@@ -5,6 +5,7 @@ is the file of ``--config`` or ``LARY_CONFIG``, or else the one in the current
 folder; its relative paths start from its own folder.
 """
 
+import importlib
 import json
 import os
 import re
@@ -13,10 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lary.files import LARGEST_YAML, path_problem, read_limited, read_text, read_yaml, write_text
-from lary.registry import suggest
+from lary.registry import load_plugin, record_folder, suggest
 from lary.types import UsageError, as_path
 
 CONFIG_NAME = "lary.yaml"
+PLUGIN = "PLUGIN"
+"""The entry of `CONFIG_NAME` with a plug-in, or a list of them: they run when settings are loaded."""
 
 
 class Variable(NamedTuple):
@@ -41,7 +44,6 @@ class Setting(NamedTuple):
 
 _SHIPPED = Path(__file__).with_name("settings.json").read_text(encoding="utf-8")
 VARIABLES = {name: Variable(**entry) for name, entry in json.loads(_SHIPPED).items()}
-NAMES = tuple(VARIABLES)
 FOLDERS = ("LARY_ROOT", "DATA_DIR", "LARY_LA_DIR", "LARY_LOG_DIR")
 
 
@@ -136,13 +138,21 @@ def load_settings(
                 value = str(path) if is_folder or path.exists() else value  # hub ids stay
             known[name] = value = str(as_path(value)) if is_folder or value.startswith("~") else value
         items[name] = Setting(name, value, origin)
+    record_folder[:] = [Path(known["LARY_ROOT"]) / "data"]
     return Settings(items, file)
+
+
+def add_variable(name: str, meaning: str) -> None:
+    """Make the variable of a plug-in's weights a setting like those of the built-in models."""
+    VARIABLES.setdefault(name, Variable(meaning))
 
 
 def check_setting(name: str, problem: str) -> None:
     """Raise UsageError, beginning with `problem`, for a name that is no setting."""
     if name not in VARIABLES:
-        raise UsageError(f"{problem} {name}.{suggest(name, NAMES)}")
+        importlib.import_module("lary.models.spec").MODELS.names()  # installed packages register models with theirs
+    if name not in VARIABLES:
+        raise UsageError(f"{problem} {name}.{suggest(name, list(VARIABLES))}")
 
 
 def check_path(name: str, value: str, origin: str) -> None:
@@ -156,6 +166,9 @@ def _read_config(file: Path) -> dict[str, str]:
     content: Any = read_yaml(file, "configuration file") or {}
     if not isinstance(content, dict):
         raise UsageError(f"The configuration file {file} must be lines of the form NAME: value.")
+    plugins = content.pop(PLUGIN, None) or ()
+    for plugin in [plugins] if isinstance(plugins, str) else plugins:
+        load_plugin(file.parent / str(plugin))
     for name, value in content.items():
         check_setting(str(name), f"The configuration file {file} has an unknown setting:")
         if value is not None and not isinstance(value, str | int | float):

@@ -14,7 +14,7 @@ import pytest
 
 from lary.data.spec import DATASETS
 from lary.models.spec import MODELS
-from lary.settings import NAMES
+from lary.settings import VARIABLES
 
 HANDICAP = """
 import os, signal, sys, time
@@ -45,7 +45,7 @@ def own_records() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings come from the test alone, and nothing reaches for a hub."""
-    for name in (*NAMES, "LARY_CONFIG"):
+    for name in (*VARIABLES, "LARY_CONFIG"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(DATASETS, "_records", dict(DATASETS._records))  # what a test registers is forgotten after it

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lary.settings import NAMES, config_template, init_config, load_settings, set_config
+from lary.settings import VARIABLES, config_template, init_config, load_settings, set_config
 from lary.types import UsageError
 from tests.helpers import fails, lary, printed
 from tests.hostile.harness import refused
@@ -26,7 +26,7 @@ def test_precedence_and_origin(tmp_path: Path) -> None:
     config = write(tmp_path / "lary.yaml", "LARY_ROOT: here\nDATA_DIR: data\nMODEL_DIR: models\n")
     environment = {"DATA_DIR": "/from/env", "MODEL_DIR": "/from/env", "LARY_CONFIG": "/none.yaml"}
     items = load_settings({"MODEL_DIR": "/from/cli"}, config=config, environment=environment).items
-    assert {name: (items[name].value, items[name].origin) for name in NAMES[:5] if name != "LARY_LA_DIR"} == {
+    assert {name: (items[name].value, items[name].origin) for name in list(VARIABLES)[:5] if name != "LARY_LA_DIR"} == {
         "MODEL_DIR": ("/from/cli", "command line"),
         "DATA_DIR": ("/from/env", "environment"),
         "LARY_ROOT": (f"{tmp_path}/here", str(config)),
@@ -57,7 +57,7 @@ def test_named_configuration_must_be_a_file(tmp_path: Path) -> None:
 
 def test_init_and_set_keep_comments(tmp_path: Path) -> None:
     file = init_config(tmp_path / "lary.yaml")
-    assert all(f"# {name}:" in config_template() for name in NAMES)
+    assert all(f"# {name}:" in config_template() for name in VARIABLES)
     fails(UsageError, "exists already; .* or pass --overwrite", init_config, file)
     assert load_settings(config=file, environment={}).get("DATA_DIR") is None
     for value in ("/data: with colon", r"/second\1"):
@@ -149,3 +149,18 @@ def test_file_where_a_folder_is_meant(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("")
     settings = load_settings(environment={name: str(tmp_path / "file")})
     refused(tmp_path, lambda: settings.path(name), "a file and no folder")
+
+
+def test_plug_ins_of_the_file_run_and_their_variables_are_settings(tmp_path: Path) -> None:
+    own = "name='own-lam', paradigm='lam', dim=8, preprocess=Preprocess(), weights=Weights(variable='OWN_LAM_PATH')"
+    text = (
+        f"from lary import ModelSpec, Preprocess, Weights, register_model\nregister_model(ModelSpec({own}))(object)\n"
+    )
+    write(tmp_path / "lam.py", text)
+    config = write(tmp_path / "lary.yaml", "PLUGIN: lam.py\nOWN_LAM_PATH: ckpt.pt\n")
+    assert load_settings(config=config, environment={"OWN_LAM_PATH": "/env.pt"}).get("OWN_LAM_PATH") == "/env.pt"
+    printed("models", "own-lam", "--config", config, has=["OWN_LAM_PATH points to ckpt.pt, which does not exist"])
+    (tmp_path / "ckpt.pt").write_text("")
+    printed("models", "own-lam", "--config", config, has=[f"{tmp_path}/ckpt.pt"])
+    write(config, "PLUGIN: [none.py]\n")
+    fails(UsageError, "none.py is not a Python file", load_settings, config=config, environment={})

@@ -181,7 +181,9 @@ def show_import(report: ImportReport, name: str, root: Path, what: str = "pairs"
     """Print what was imported; the exit code."""
     code = show_failures(report.failures, f"all in {root / 'data' / f'{name}_import_failures.csv'}")
     counts = ", ".join(f"{count} {part}" for part, count in report.rows.items())
-    print(f"{name}: {counts} {what}, {len(report.failures)} {of}failed; use it with --plugin {report.plugin}")
+    print(
+        f"{name}: {counts} {what}, {len(report.failures)} {of}failed; use it with --dataset {name} --lary-root {root}"
+    )
     if offer := offer_folds(report.validating):
         print(offer)
     return code

@@ -12,14 +12,17 @@ Four fields need a reason:
 """
 
 import dataclasses
+import functools
+import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from lary.registry import Registry, aligned, suggest
-from lary.types import JsonDict, Media, UsageError
+from lary.registry import Registry, aligned, record_folder, suggest
+from lary.runtime import log
+from lary.types import JsonDict, LaryError, Media, UsageError
 
 
 @dataclass(frozen=True)
@@ -224,6 +227,28 @@ class DatasetSpec:
 
 
 DATASETS: Registry[DatasetSpec] = Registry("data set", group="lary.datasets")
+
+
+def known_records() -> dict[str, DatasetSpec]:
+    """The records in the data/ of LARY_ROOT by name; one that can't be read is named and left out."""
+    found = {}
+    for file in sorted(file for folder in record_folder for file in folder.glob("*_dataset.json")):
+        if (record := _record(file, file.stat().st_mtime_ns)) is not None:
+            found[record.name] = record
+    return found
+
+
+@functools.cache
+def _record(file: Path, time: int) -> DatasetSpec | None:
+    """The record of a file that was written at a time."""
+    try:
+        return cast(DatasetSpec, importlib.import_module("lary.importers.records").load_record(file))
+    except LaryError as error:
+        log.warning("left out: %s", error)
+        return None
+
+
+DATASETS.add_source(known_records)
 
 
 def register_dataset(spec: DatasetSpec) -> DatasetSpec:

@@ -158,7 +158,7 @@ class LeRobotImport:
 
         Raises UsageError for a taken name or folder; LaryError if a split has no rows.
         """
-        check_new(self.name)
+        check_new(self.name, self.tables)
         data, episodes = self.data, self.episodes
         files = {data.data_path(item) for item in episodes}
         if self.is_video:  # episodes of one video come one after the other, so that it is decoded once

@@ -62,9 +62,10 @@ def import_trajectories(
     pairs, by default ``a0``, ``a1`` ... Episodes are split whole. Raises UsageError for a wrong
     option, no episodes or an existing import; LaryError if no episode can be used.
     """
-    check_new(config.name)
+    check_new(config.name, out / "data")
     names = list(dims) if isinstance(cut, PairCut) else None
-    plugin, data = out / f"{config.name}.py", out / "data"
+    data = out / "data"
+    plugin = data / f"{config.name}_dataset.py"
     if not 0 <= config.share < 1:
         raise UsageError(f"--test-size {config.share:g}: expected 0, or a share below 1.")
     if plugin.exists() and not config.overwrite:
@@ -161,7 +162,7 @@ def import_videos(folder: Path, config: VideosConfig, settings: Settings) -> Imp
 
     Raises UsageError for a taken name or a wrong table, LaryError if no video could be read.
     """
-    name = check_new(config.name or folder.resolve().name)
+    name = check_new(config.name or folder.resolve().name, settings.path("LARY_ROOT") / "data")
     if not folder.is_dir():
         raise UsageError(f"The folder of videos {folder} does not exist.")
     clips, origin = read_clips(folder, config), folder.resolve().name

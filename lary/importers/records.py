@@ -1,7 +1,7 @@
 """Records of imported data sets, the plug-ins that register them, and their tables.
 
-A record is JSON, read by ``--plugin LARY_ROOT/data/<name>_dataset.py``: a file of fixed text,
-so that nothing imported is run as code.
+A record is JSON, ``LARY_ROOT/data/<name>_dataset.json``, and known by its name there: nothing of an
+imported data set is run as code. The plug-in beside it, of fixed text, is for another ``LARY_ROOT``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,10 +35,10 @@ class ImportReport(NamedTuple):
     validating: int = 0
 
 
-def check_new(name: str) -> str:
-    """A key for an imported data set. Raises UsageError if it is no file name or is taken."""
+def check_new(name: str, tables: Path) -> str:
+    """A key for a data set imported into `tables`. Raises UsageError if it is no file name or another's."""
     check_name(name, "--name")
-    if name in DATASETS.names():
+    if name in DATASETS.names() and not (tables / f"{name}_dataset.json").exists():
         raise UsageError(f"--name {name}: a data set of that name exists already; choose another.")
     return name
 

@@ -37,6 +37,7 @@ from lary.latents.store import (
     read_manifest,
 )
 from lary.latents.writers import NpzStore, ShardStore
+from lary.registry import loaded_plugins
 from lary.runtime import log
 from lary.settings import Settings
 from lary.types import RANDOM, BenchmarkProtocol, JsonDict, LaryError, UsageError
@@ -194,6 +195,7 @@ def open_latents(settings: Settings, ref: LatentsRef) -> SplitLatents:
         names = ("model", "dataset", "split", "protocol", "latent", "weights")
         fields = {name: getattr(ref, name) for name in names}
         given = [f"--{name} {value}" for name, value in fields.items() if value not in (None, "corrected")]
+        given += [f"--plugin {plugin}" for plugin in loaded_plugins()]
         raise UsageError(
             f"There are no latents of '{ref.model}' for {ref.dataset} {ref.split}: {ref.table(settings)} does not "
             f"exist. Run 'lary extract {' '.join(given)}' first."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lary.registry import Registry
+from lary.settings import add_variable
 from lary.types import RANDOM, BenchmarkProtocol, Encoder, JsonDict, Media, UsageError, as_path
 
 ResizeMethod = Literal[
@@ -211,6 +213,9 @@ def register_model(*specs: ModelSpec) -> Callable[[Factory], Any]:
     def decorate(factory: Factory) -> Any:
         for spec in specs:
             MODELS.add(replace(spec, factory=factory))
+            for weights in (spec.weights, spec.backbone):
+                if weights and weights.variable:
+                    add_variable(weights.variable, f"Weights of '{spec.name}'.")
         return factory
 
     return decorate
@@ -298,7 +303,9 @@ def locate_weights(spec: ModelSpec, values: Mapping[str, str], override: str | N
         return None
     if override == RANDOM:
         return RANDOM
-    if named := override or values.get(weights.variable or ""):
+    # The variable of an installed package's model is no setting yet where settings came first.
+    variable = weights.variable or ""
+    if named := override or values.get(variable) or os.environ.get(variable):
         path = as_path(named)
         if path.exists():
             return str(path)

@@ -22,7 +22,7 @@ from lary.runs.extract import FRAME_CONTROLS, extract, extract_changed
 from lary.runs.probe import ProbeRun, run_probe
 from lary.runs.tasks import ProbeConfig, check_options
 from lary.runtime import log, progress, usable_cores
-from lary.settings import CONFIG_NAME, FOLDERS, NAMES, Settings, load_settings
+from lary.settings import CONFIG_NAME, FOLDERS, VARIABLES, Settings, load_settings
 from lary.types import RANDOM, JsonDict, LaryError, UsageError
 from lary.workers import Answer, NoAnswer, Pool, Question
 
@@ -148,7 +148,7 @@ def run_demo(config: DemoConfig) -> int:
 
 def demo_settings(folder: Path) -> Settings:
     """The settings of a demo: only checkpoints come from the environment, the folders are its own."""
-    environment = {name: os.environ[name] for name in NAMES if name in os.environ and name not in FOLDERS}
+    environment = {name: os.environ[name] for name in VARIABLES if name in os.environ and name not in FOLDERS}
     return load_settings(config=folder / CONFIG_NAME, environment=environment)
 
 

@@ -2,6 +2,7 @@
 
 The file is YAML with three keys: `options` for all runs, `grid` with lists whose
 combinations are run, `runs` with single ones. Keys are the options of ``lary run``.
+A fourth, `plugins`, lists Python files to run first, relative to the file's folder.
 """
 
 import itertools
@@ -158,8 +159,11 @@ def read_plan(file: Path) -> list[Planned]:
     """The runs of a file, checked. Raises UsageError."""
     where = f"The sweep file {file}"
     content = read_yaml(file, "sweep file")
+    plugins = content.pop("plugins", None) if isinstance(content, dict) else None
+    for plugin in plugins if isinstance(plugins, list) else [plugins] * bool(plugins):
+        load_plugin(file.parent / str(plugin))
     if not isinstance(content, dict) or not content.keys() <= SECTIONS.keys():
-        raise UsageError(f"{where} has to hold the keys {', '.join(SECTIONS)}, and no others.")
+        raise UsageError(f"{where} has to hold the keys {', '.join(SECTIONS)} or plugins, and no others.")
     found = [content.get(name) or kind() for name, kind in SECTIONS.items()]
     shared, grid, runs = found
     if not all(map(isinstance, found, SECTIONS.values())) or not all(

@@ -42,10 +42,13 @@ def test_an_import_is_read_as_a_plug_in_and_leaks_nothing(source: Path) -> None:
     out = source.parent / "out"
     for words in (("pairs", "--name", "steps", "--stride", "4"), ("atomic", "--name", "moves", "--gripper", "3")):
         cut(source, *words, "--embodiment", "arm")
-        folders = ("--lary-root", out, "--data-dir", out / "data", "--plugin", out / f"{words[2]}.py")
+        folders = ("--lary-root", out, "--data-dir", out / "data")  # the record there is known by its name
         assert lary("data", "audit", words[2], *folders).code == 0
+        assert lary("data", "audit", words[2], "--data-dir", out / "data", "--lary-root", source).code == 2
+        plugin = ("--lary-root", source, "--plugin", out / "data" / f"{words[2]}_dataset.py")
+        assert f"LARY_ROOT/data/{words[2]}_metadata_train.csv" in lary("datasets", words[2], *plugin).out
         assert {row["embodiment"] for row in tables(out / "data", words[2])[1]} == {"arm"}
-    assert load_record(out / "steps.json").actions.dims == ("a0", "a1", "a2", "a3")
+    assert load_record(out / "data" / "steps_dataset.json").actions.dims == ("a0", "a1", "a2", "a3")
 
 
 def test_broken_episodes_are_named_and_left_out(source: Path) -> None:

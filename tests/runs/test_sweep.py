@@ -61,6 +61,13 @@ def test_a_sweep_does_what_is_left_and_continues_after_a_failure(place: Path) ->
     assert after == before
 
 
+def test_a_sweep_names_its_plug_ins(place: Path) -> None:
+    (place / "own.py").write_text((Path(__file__).parents[2] / "examples" / "my_encoder.py").read_text())
+    text = "plugins: [own.py]\nruns: [{model: colour-grid, dataset: calvin, probe_preset: demo, model_type: ridge}]\n"
+    assert "1 runs: 1 done now" in sweep(place, text).out
+    assert "none.py is not a Python file" in sweep(place, text.replace("own", "none"), "--dry-run").err
+
+
 def test_ctrl_c_stops_a_sweep_and_is_no_failure_of_a_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
