@@ -27,6 +27,7 @@ RelativeFrame = Literal["world", "local"]
 ProbeControl = Literal["static-pair", "shuffled-order", "shuffled-targets"]
 StoreKind = Literal["npz", "shards"]
 LatentDtype = Literal["float32", "float16", "bfloat16"]
+TableFormat = Literal["latex", "markdown", "csv", "html"]
 AnalysisKind = Literal["all", "frequency", "gap", "attention", "stride", "codebook", "trajectories"]
 
 Config = TypeVar("Config")

@@ -88,12 +88,12 @@ def action_outcome(error: float, *, seed: int = 0, unseen: bool = True) -> probe
     return probes.RegressionOutcome(dims=DIMS, groups=GROUPS, splits=splits, history=history)
 
 
-def facts(model: str, dataset: str, paradigm: str = "baseline", **more: object) -> RunFacts:
+def facts(model: str, data: str, paradigm: str = "baseline", **more: object) -> RunFacts:
     """What a caller knows about a run."""
     values: dict[str, object] = {
         "created": "2026-01-02T03:04:05+00:00",
         "dataset": {
-            "name": dataset, "title": dataset, "revision": "1", "tables": {"train": "0f3a", "val": "91bc"},
+            "name": data, "title": data, "revision": "1", "tables": {"train": "0f3a", "val": "91bc"},
             "units": UNITS, "splits": {"train": {"rows": 320, "groups": 160}, "val": {"rows": 120, "groups": 60}},
         },
         "model": {"name": model, "paradigm": paradigm, "dim": 384, "shape": (2, 256, 384), "parameters_m": 22.1},

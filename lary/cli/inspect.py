@@ -120,6 +120,22 @@ def report(folder: Path | None = None, *, out: Path | None = None, paths: Paths 
     print(write_report(folder or paths.settings().path("LARY_LOG_DIR"), out))
 
 
+def table(
+    folder: Path | None = None,
+    *,
+    format: configs.TableFormat = "markdown",
+    published: bool = False,
+    out: Path | None = None,
+    paths: Paths = Paths(),
+) -> None:
+    """Print finished runs as tables of a paper, the best in bold."""
+    from lary.files import write_text
+    from lary.results.table import table_text
+
+    text = table_text(folder or paths.settings().path("LARY_LOG_DIR"), format, published=published)
+    print(text, end="") if out is None else write_text(out, text)
+
+
 def compare(*results: Path, role: Literal["seen", "unseen"] = "seen", seed: int = 0, json: Path | None = None) -> None:
     """Compare the first result with each other: paired differences, Holm's p values."""
     from lary.files import write_json

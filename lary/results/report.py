@@ -114,15 +114,19 @@ def contests_of(runs: Sequence[FinishedRun]) -> list[JsonDict]:
     """Runs that may be ranked together, best first: the same data set, splits, task, target and kind."""
     found: dict[Any, list[FinishedRun]] = {}
     for run in sorted(runs, key=lambda run: (run.result.score.rank, run.result.label)):
-        result = run.result
-        splits = f" (splits {result.dataset.split_set})" if result.dataset.split_set else ""
-        local = "local " if result.relative_frame == "local" else ""
-        mode = f" ({local}relative actions)" if result.action_mode == "relative" else ""
-        folds = f" ({result.folds} folds)" if result.folds else ""
-        key = (f"{dataset_title(result)}{splits}{mode}{folds}", result.kind, result.task, result.primary)
+        key = (column_title(run.result), run.result.kind, run.result.task, run.result.primary)
         found.setdefault(key, []).append(run)
     contests = sorted(found.items())
     return [{"name": " · ".join(key[:2]), "runs": own, "rows": board_rows(own)} for key, own in contests]
+
+
+def column_title(result: EvalResult) -> str:
+    """The data set of a result, with the splits, actions and folds that make its numbers another column."""
+    splits = f" (splits {result.dataset.split_set})" if result.dataset.split_set else ""
+    local = "local " if result.relative_frame == "local" else ""
+    mode = f" ({local}relative actions)" if result.action_mode == "relative" else ""
+    folds = f" ({result.folds} folds)" if result.folds else ""
+    return f"{dataset_title(result)}{splits}{mode}{folds}"
 
 
 def dataset_title(result: EvalResult) -> str:

@@ -1,0 +1,145 @@
+"""``lary table``: finished runs as tables of a paper, one for each kind of probe, with a row per model.
+
+A column is a data set. The best of each column is bold, and rows of arXiv 2604.11689 stand
+beside one's own on request.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lary.configs import TableFormat
+from lary.files import csv_text
+from lary.models.overview import paper_rows
+from lary.results.figures import no_formula
+from lary.results.folder import FinishedRun, find_results
+from lary.results.record import EvalResult, Metric
+from lary.results.report import PUBLISHED, column_title, metric_name, settings_of
+from lary.runtime import log
+from lary.types import UsageError
+
+CSV_HEAD = ["table", "model", "dataset", "value", "low", "high"]
+PAPER = "published"
+LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+
+
+@dataclass
+class Board:
+    """One table: `cells` by row and column; the lowest rank of a column is the best."""
+
+    caption: str
+    columns: list[str] = field(default_factory=list)
+    cells: dict[str, dict[str, Metric]] = field(default_factory=dict)
+
+    def add(self, row: str, column: str, metric: Metric) -> None:
+        """Fill a cell."""
+        if column not in self.columns:
+            self.columns.append(column)
+        self.cells.setdefault(row, {})[column] = metric
+
+    def is_best(self, row: str, column: str) -> bool:
+        """Whether no other cell of the column is better."""
+        found = [cells[column].rank for cells in self.cells.values() if column in cells]
+        return column in self.cells[row] and self.cells[row][column].rank == min(found)
+
+
+def table_text(folder: Path, kind: TableFormat, *, published: bool = False) -> str:
+    """All runs below a folder as text of a format. Raises UsageError where there is none."""
+    runs, broken = find_results(folder)
+    for file, reason in broken:
+        log.warning("left out: %s (%s)", file, reason)
+    if not runs:
+        raise UsageError(f"There is no finished run below {folder}: run 'lary classify' or 'lary regress' first.")
+    boards = boards_of(runs, published)
+    if kind == "csv":
+        return csv_text([CSV_HEAD, *(row for board in boards for row in separated(board))])
+    write = {"latex": latex, "markdown": markdown, "html": markup}[kind]
+    return "\n".join(map(write, boards))
+
+
+def boards_of(runs: Sequence[FinishedRun], published: bool) -> list[Board]:
+    """The tables of runs: those of one kind and metric share one."""
+    found: dict[tuple[str, str], Board] = {}
+    results = sorted((run.result for run in runs), key=lambda result: (result.label, settings_of(result)))
+    for result in results:
+        unit = " in per cent" if result.score.unit == "fraction" else ""
+        caption = (
+            f"{metric_name(result.primary)}{unit}, {result.score.better} is better, 95 % intervals ({result.kind})"
+        )
+        board = found.setdefault((result.kind, result.primary), Board(caption))
+        column, row = column_title(result), result.label
+        if column in board.cells.get(row, {}):
+            row = f"{row} ({settings_of(result)})"
+        board.add(row, column, result.score)
+        if published:
+            _add_published(board, column, result)
+    return list(found.values())
+
+
+def _add_published(board: Board, column: str, result: EvalResult) -> None:
+    """The rows of the paper that have a number for the data set of a result, as it was published."""
+    if result.action_mode == "relative" or result.dataset.split_set or result.folds:
+        return
+    for name, higher in PUBLISHED.items():
+        for row in paper_rows(name) if higher is result.score.higher_is_better else ():
+            if row.get(result.dataset.name):
+                value = float(row[result.dataset.name]) / result.score.scale
+                board.add(f"{row['model']} ({PAPER})", column, Metric(value=value, unit=result.score.unit))
+
+
+# Formats
+
+
+def _rows(board: Board, bold: Callable[[str], str], clean: Callable[[str], str]) -> list[list[str]]:
+    """Head and rows of a table as text, the best value of each column bold."""
+    rows = [["Model", *map(clean, board.columns)]]
+    for name, cells in board.cells.items():
+        row = [clean(name)]
+        for column in board.columns:
+            text = clean(cells[column].text(reason=False)) if column in cells else "-"
+            value, _, bounds = text.partition(" ")
+            row.append(f"{bold(value) if board.is_best(name, column) else value} {bounds}".rstrip())
+        rows.append(row)
+    return rows
+
+
+def markdown(board: Board) -> str:
+    """A table of Markdown."""
+    head, *rows = _rows(board, "**{}**".format, lambda text: re.sub(r"([|*_`<\\])", r"\\\1", text))
+    lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+    return "\n".join([board.caption, "", *lines, ""])
+
+
+def latex(board: Board) -> str:
+    """A table of LaTeX with the rules of the package booktabs."""
+    head, *rows = _rows(board, r"\textbf{{{}}}".format, _latex_text)
+    lines = [f"    {' & '.join(row)} \\\\" for row in (head, *rows)]
+    return "\n".join([
+        r"\begin{table}", rf"  \caption{{{_latex_text(board.caption)}}}",
+        rf"  \begin{{tabular}}{{l{'l' * len(board.columns)}}}", r"    \toprule", lines[0],
+        r"    \midrule", *lines[1:], r"    \bottomrule", r"  \end{tabular}", r"\end{table}", "",
+    ])  # fmt: skip
+
+
+def _latex_text(text: str) -> str:
+    return re.sub(r"[\\~^&%$#_{}]", lambda found: LATEX.get(found[0], f"\\{found[0]}"), text)
+
+
+def markup(board: Board) -> str:
+    """A table of HTML."""
+    head, *rows = _rows(board, "<b>{}</b>".format, html.escape)
+    lines = [f"<tr><th>{'</th><th>'.join(head)}</th></tr>"]
+    lines += [f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in rows]
+    return "\n".join(["<table>", f"<caption>{html.escape(board.caption)}</caption>", *lines, "</table>", ""])
+
+
+def separated(board: Board) -> Iterator[list[str]]:
+    """Lines of CSV below `CSV_HEAD`, with unrounded numbers and fractions as such."""
+    for name, cells in board.cells.items():
+        for column, metric in cells.items():
+            ends = ("" if end is None else str(end) for end in (metric.low, metric.high))
+            yield [*map(no_formula, (board.caption, name, column)), str(metric.value), *ends]
