@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test check format clean
+.PHONY: demo test check docs format clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/lary demo
@@ -22,6 +22,10 @@ check: $(VENV)/dev.installed
 	  $(PIP) --dry-run --ignore-installed --only-binary=:all: --python-version $$version --target $(VENV)/resolved '.[demo]' \
 	    || exit 1; \
 	done
+
+docs: $(VENV)/dev.installed
+	$(PIP) --editable '.[demo,dev,docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 format: $(VENV)/dev.installed
 	$(BIN)/ruff format .
