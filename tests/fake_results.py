@@ -11,7 +11,9 @@ from lary.configs import AnalyzeConfig
 from lary.data.spec import DATASETS, Orientation
 from lary.files import write_bytes, write_json
 from lary.probes import outcome as probes
+from lary.results import published
 from lary.results.analyses import make_analysis
+from lary.results.folder import writing
 from lary.results.published import example_rows, png_of, write_actions
 from lary.results.record import FILE_NAME, DatasetFacts, RunFacts, write_result
 from lary.results.summarise import classification_result, regression_result
@@ -154,6 +156,34 @@ def write_runs(root: Path) -> None:
     write_regression(root / "regression" / "pixels@static-pair", "pixels", 0.9, control="static-pair")
     path = write_regression(root / "regression" / "acme", "acme", 0.2, "general LAM", failures=2, seeds=3)
     write_json(path, {**json.loads(path.read_text()), "warnings": [warning], "margins": MARGINS})
+
+
+def write_whole(folder: Path, kind: str, model: str = "pixels", **more: object) -> Path:
+    """A run of two seeds with all its files: more classes than five or not, or two splits and two orientations."""
+
+    def about(**own: object) -> RunFacts:
+        return facts(model, "arm", seeds=(3, 4), **more, **own)
+
+    with writing(folder, "one") as run:
+        if kind != "regression":
+            names = VERBS if kind == "classification" else VERBS[:2]
+            classes = [class_outcome(2.0 - 0.1 * seed, classes=names) for seed in (3, 4)]
+            published.write_classification_files(run.work, classes[0])
+            answers = published.answers_of(classes)
+            published.write_scores(run.work, published.class_scores(classes), (3, 4), **answers)
+            run.publish(classification_result(classes[0], about(), classes[1:]))
+            return run.folder
+        actions = [action_outcome(0.1 * seed) for seed in (3, 4)]
+        for each in actions:  # no orientation recorded, and none predicted
+            seen = each.splits["seen"]
+            seen.mean[:], seen.std[:], seen.targets[0] = 0, 1, 0
+            seen.selections["held_out"].values[1] = 0
+        files = published.write_regression_files(run.work, actions[0], frames, UNITS)
+        published.write_scores(run.work, published.action_scores(actions), (3, 4))
+        published.write_actions(run.work, actions)
+        turns = (*ORIENTATIONS, Orientation("turn", (0, 1, 2, 6), "quaternion_xyzw"))
+        run.publish(regression_result(actions[0], about(files=dict.fromkeys(files, "")), actions[1:], turns))
+    return run.folder
 
 
 def add_classification(

@@ -3,9 +3,9 @@
 import os
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from lary import configs
 from lary.configs import Paths, add_help
@@ -134,6 +134,25 @@ def table(
 
     text = table_text(folder or paths.settings().path("LARY_LOG_DIR"), format, published=published)
     print(text, end="") if out is None else write_text(out, text)
+
+
+def export_file(
+    run: Path, /, *more: Path, out: Annotated[Path, Parameter(alias="-o")], predictions: bool = True
+) -> None:
+    """Write finished runs of one model as one file: results, digests, arrays, the plug-in's source."""
+    from lary.results.submission import export_runs
+
+    names = export_runs((run, *more), out, predictions=predictions)
+    print(*names, f"Written to {out}", sep="\n")
+
+
+def board(folder: Path, *, out: Path = Path("board")) -> int:
+    """Check exported files (schema, digests, metrics) and make a site of the sound ones."""
+    from lary.results.submission import build_board
+
+    text, refused = build_board(folder, out)
+    print(text, f"Written to {out}", sep="\n")
+    return min(refused, 1)
 
 
 def compare(*results: Path, role: Literal["seen", "unseen"] = "seen", seed: int = 0, json: Path | None = None) -> None:

@@ -349,9 +349,14 @@ def schema_text() -> str:
 
 
 def write_result(path: Path, result: EvalResult) -> None:
-    """Write a result atomically, sealed by the SHA-256 of its text without the seal."""
+    """Write a result atomically."""
+    write_text(path, sealed_text(result))
+
+
+def sealed_text(result: EvalResult) -> str:
+    """The text of a result, sealed by the SHA-256 of itself without the seal."""
     text, mark = json_text(result.model_copy(update={"seal": ""}).model_dump(mode="json")), '"seal": "'
-    write_text(path, text.replace(mark, mark + hashlib.sha256(text.encode()).hexdigest(), 1))
+    return text.replace(mark, mark + hashlib.sha256(text.encode()).hexdigest(), 1)
 
 
 def seal_holds(data: bytes) -> bool:

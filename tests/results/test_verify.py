@@ -6,47 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from lary.data.spec import Orientation
-from lary.results import published
-from lary.results.folder import writing
-from lary.results.record import FILE_NAME, RunFacts, read_result, write_result
-from lary.results.summarise import classification_result, regression_result
+from lary.results.record import FILE_NAME, read_result, write_result
 from lary.results.verify import verify_run
 from tests import fake_results as fake
 from tests.helpers import FIXTURES, contents, printed
 
 pytestmark = pytest.mark.usefixtures("no_figures")
-SEEDS = (3, 4)
-TURNS = (*fake.ORIENTATIONS, Orientation("turn", (0, 1, 2, 6), "quaternion_xyzw"))
-
-
-def facts(**more: object) -> RunFacts:
-    return fake.facts("pixels", "arm", seeds=SEEDS, **more)
 
 
 @pytest.fixture(params=["classification", "regression", "two classes"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A finished run of two seeds, with more classes than five or not, or with two splits and two orientations."""
-    with writing(tmp_path / "run", "one") as run:
-        if request.param != "regression":
-            names = fake.VERBS if request.param == "classification" else fake.VERBS[:2]
-            classes = [fake.class_outcome(2.0 - 0.1 * seed, classes=names) for seed in SEEDS]
-            published.write_classification_files(run.work, classes[0])
-            answers = published.answers_of(classes)
-            published.write_scores(run.work, published.class_scores(classes), SEEDS, **answers)
-            run.publish(classification_result(classes[0], facts(), classes[1:]))
-            return run.folder
-        actions = [fake.action_outcome(0.1 * seed) for seed in SEEDS]
-        for each in actions:  # no orientation recorded, and none predicted
-            seen = each.splits["seen"]
-            seen.mean[:], seen.std[:], seen.targets[0] = 0, 1, 0
-            seen.selections["held_out"].values[1] = 0
-        files = published.write_regression_files(run.work, actions[0], fake.frames, fake.UNITS)
-        published.write_scores(run.work, published.action_scores(actions), SEEDS)
-        published.write_actions(run.work, actions)
-        about = facts(files=dict.fromkeys(files, ""))
-        run.publish(regression_result(actions[0], about, actions[1:], TURNS))
-    return run.folder
+    return fake.write_whole(tmp_path / "run", request.param)
 
 
 def test_every_metric_is_recomputed(folder: Path) -> None:
