@@ -116,7 +116,7 @@ class ProgressBar:
         self._started = self._logged = time.monotonic()
         from tqdm.auto import tqdm  # a widget in notebooks, text on terminals
 
-        off = not sys.stderr.isatty() and "ipykernel" not in sys.modules
+        off = log.level > logging.INFO or (not sys.stderr.isatty() and "ipykernel" not in sys.modules)
         self._bar = tqdm(total=total, initial=done, desc=title, unit=f" {unit}s", leave=False, disable=off)
 
     def advance(self, count: int = 1) -> None:

@@ -5,6 +5,7 @@ stopped by Ctrl-C.
 """
 
 import json
+import logging
 import os
 import re
 import sys
@@ -22,6 +23,7 @@ from lary.types import LaryError, UsageError
 app = App(
     name="lary",
     help="Measures how much of an action a visual representation holds. Start with 'lary demo'.",
+    help_epilogue="Every command takes --quiet (warnings alone), --verbose (also the log of libraries) and --debug (tracebacks).",
     version=__version__,
     help_format="plaintext",
     default_parameter=Parameter(negative_iterable=()),
@@ -32,6 +34,9 @@ MEMORY = re.compile("failed to map|allocate memory|out of memory")
 _COMMANDS = json.loads(Path(__file__).with_name("commands.json").read_text(encoding="utf-8"))
 for name, (function, meaning) in _COMMANDS.items():
     app.command(f"lary.cli.{function}", name=name, help=meaning)
+app.register_install_completion_command()
+LOUDNESS = {"--quiet": "WARNING", "--verbose": "DEBUG", "--debug": "INFO"}
+"""Words that every command takes, and the level of the log that they mean."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -40,12 +45,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     setup_logging()
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words or bool(os.environ.get("LARY_DEBUG"))
+    for level in (LOUDNESS[word] for word in words if word in LOUDNESS):
+        log.setLevel(level)
+        if level == "DEBUG":
+            logging.basicConfig(level="INFO", stream=sys.stderr, format="%(name)s: %(message)s")
     if not re.fullmatch(r"[2-9]\d|\d{3}", os.environ.get("COLUMNS", "80")):
         del os.environ["COLUMNS"]  # rich would not end
     code: object = LaryError.exit_code
     try:
         os.getcwd()  # or fail
-        command, bound, _ = app.parse_args([word for word in words if word != "--debug"], exit_on_error=False)
+        command, bound, _ = app.parse_args([word for word in words if word not in LOUDNESS], exit_on_error=False)
         own = command.__module__.startswith("lary.")  # help has colours
         with redirect_stdout(PlainStream(sys.stdout) if own else sys.stdout):
             code = command(*bound.args, **bound.kwargs)

@@ -194,10 +194,11 @@ def results_table(results: list[EvalResult]) -> str:
         rows = [(result.model.name, result.selections[result.headline].metrics) for result in chosen]
         rows += [(f"({name.replace('_', ' ')})", control.metrics) for name, control in first.controls.items()]
         lines += ["", f"{first.dataset.title}: {first.task}, 95 % intervals, {first.score.better} is better ({kind})"]
-        lines.append(f"  {'':18}" + "".join(f"{name:>26}" for name in metrics))
+        width = max(18, *(len(name) for name, _ in rows))
+        lines.append(f"  {'':{width}}" + "".join(f"{name:>26}" for name in metrics))
         for name, values in rows:
             cells = (values[metric].text(reason=False) if metric in values else "" for metric in metrics)
-            lines.append(f"  {name:18}" + "".join(f"{cell:>26}" for cell in cells))
+            lines.append(f"  {name:{width}}" + "".join(f"{cell:>26}" for cell in cells))
         for name, values in rows:
             reasons = {metric: values[metric].no_interval for metric in metrics if metric in values}
             lines += [f"  no interval for {metric} of {name}: {why}" for metric, why in reasons.items() if why]

@@ -19,7 +19,7 @@ from lary.files import digest, read_yaml
 from lary.latents.pipeline import Interrupted
 from lary.models.spec import MODELS, with_latent
 from lary.probes.presets import PRESETS
-from lary.registry import load_plugin
+from lary.registry import aligned, load_plugin
 from lary.results.record import FILE_NAME, EvalResult
 from lary.runs.engines import tasks_on_ray
 from lary.runs.probe import run_folder
@@ -107,8 +107,9 @@ def run_sweep(file: Path, config: SweepConfig, settings: Settings) -> int:
     """Plan, run what isn't done, and print a table; returns the exit code. Raises UsageError."""
     plan = part_of(read_plan(file), config.part)
     print(f"{len(plan)} runs, those of one model and data set share their latents:")
-    for each in plan:
-        print(f"  {each.number:4d}  {each.title:70} {'result there' if each.is_done(settings) else 'to do'}")
+    states = ("result there" if each.is_done(settings) else "to do" for each in plan)
+    rows = [(f"  {each.number:4d}", each.title, state) for each, state in zip(plan, states, strict=True)]
+    print(*aligned(rows), sep="\n")
     if config.dry_run:
         return 0
     outcomes: dict[int, Outcome] = {}
@@ -172,6 +173,9 @@ def read_plan(file: Path) -> list[Planned]:
         raise UsageError(f"{where}: options hold NAME: value, grid NAME: [values], runs a list of options.")
     if math.prod(map(len, grid.values())) + len(runs) > MOST_RUNS:
         raise UsageError(f"{where} asks for more than {MOST_RUNS} runs: split it.")
+    if len(grid.get("seed", [])) > 1:
+        several = ",".join(map(str, grid["seed"]))
+        log.warning('%s: seed in the grid makes a run of each; seeds: "%s" makes one, with their mean', file, several)
     # All combinations of the grid's values, the last key fastest, then the single runs.
     asked = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())] if grid else []
     common = named_options(shared, f"{file}, options")

@@ -1,6 +1,7 @@
 """The command line as a whole: help in groups, the option names of version 0.1, exit codes, time to answer."""
 
 import json
+import logging
 import os
 import resource
 import subprocess
@@ -17,6 +18,7 @@ import lary.configs
 import lary.data.configs
 from lary.cli import app
 from lary.configs import Options
+from lary.runtime import log
 from lary.types import LaryError, UsageError
 from tests.helpers import FIXTURES, printed
 from tests.helpers import lary as command
@@ -168,3 +170,11 @@ def test_what_files_say_does_not_steer_the_terminal(tmp_path: Path) -> None:
     plugin = tmp_path / "own.py"
     plugin.write_text("print('\\x1b]0;owned\\x07 tab\\t', end='!')")
     assert "\\x1b]0;owned\\x07 tab\t!" in printed("models", "--plugin", plugin)
+
+
+def test_loudness_is_an_option_of_every_command() -> None:
+    """`--quiet` leaves results and warnings; none is an option of a command's own."""
+    for words, level in (((), "INFO"), (("--quiet",), "WARNING"), (("--verbose",), "DEBUG"), (("--debug",), "INFO")):
+        printed("models", *words, "pixels", has=["baseline"])
+        assert logging.getLevelName(log.level) == level
+    printed("--help", has=["--install-completion", "--quiet", "--verbose", "--debug"])
