@@ -23,7 +23,7 @@ from lary.types import LaryError, UsageError
 app = App(
     name="lary",
     help="Measures how much of an action a visual representation holds. Start with 'lary demo'.",
-    help_epilogue="Every command takes --quiet (warnings alone), --verbose (log of libraries) and --debug (tracebacks).",
+    help_epilogue="Every command takes --quiet (warnings alone), --verbose (libraries too) and --debug (tracebacks).",
     version=__version__,
     help_format="plaintext",
     default_parameter=Parameter(negative_iterable=()),
