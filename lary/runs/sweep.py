@@ -15,9 +15,12 @@ from typing import Any
 
 from lary.configs import RunConfig, SweepConfig, make_options
 from lary.data.spec import DATASETS
+from lary.data.splits import find_table
+from lary.data.tables import read_table
 from lary.files import digest, read_yaml
 from lary.latents.pipeline import Interrupted
-from lary.models.spec import MODELS, with_latent
+from lary.latents.ref import LatentsRef, find_latent_table
+from lary.models.spec import MODELS, locate_weights, with_latent
 from lary.probes.presets import PRESETS
 from lary.registry import aligned, load_plugin
 from lary.results.record import FILE_NAME, EvalResult
@@ -29,7 +32,7 @@ from lary.settings import Settings, load_settings
 from lary.types import RANDOM, JsonDict, LaryError, UsageError
 
 SECTIONS = {"options": dict, "grid": dict, "runs": list}
-MOST_RUNS, LONGEST = 10_000, 200
+MOST_RUNS, LONGEST, MEDIA_TRIED = 10_000, 200, 64
 
 IN_FOLDER = (
     "model",
@@ -107,11 +110,18 @@ def run_sweep(file: Path, config: SweepConfig, settings: Settings) -> int:
     """Plan, run what isn't done, and print a table; returns the exit code. Raises UsageError."""
     plan = part_of(read_plan(file), config.part)
     print(f"{len(plan)} runs, those of one model and data set share their latents:")
-    states = ("result there" if each.is_done(settings) else "to do" for each in plan)
-    rows = [(f"  {each.number:4d}", each.title, state) for each, state in zip(plan, states, strict=True)]
+    lacks = lacking(plan, settings)
+    rows = [
+        (
+            f"  {each.number:4d}",
+            each.title,
+            "result there" if each.is_done(settings) else lacks.get(each.number, "to do"),
+        )
+        for each in plan
+    ]
     print(*aligned(rows), sep="\n")
     if config.dry_run:
-        return 0
+        return int(bool(lacks))
     outcomes: dict[int, Outcome] = {}
     found = on_ray(plan, config, settings) if config.engine == "ray" else ((each, do(each, settings)) for each in plan)
     for each, outcome in found:
@@ -123,6 +133,43 @@ def run_sweep(file: Path, config: SweepConfig, settings: Settings) -> int:
             log.info("run %d, %s: %s, %s", each.number, each.title, state, outcome.probe.result.score.text())
     print(outcome_text(plan, outcomes))
     return 1 if any(isinstance(outcome, str) or outcome.failures for outcome in outcomes.values()) else 0
+
+
+def lacking(plan: Sequence[Planned], settings: Settings) -> dict[int, str]:
+    """What runs lack that aren't done, by their numbers: weights, a table, one of its classes, media."""
+    found: dict[int, str] = {}
+    checked: dict[tuple[str, str], str] = {}
+    for each in plan:
+        config = each.config
+        try:
+            for role, split in DATASETS.get(config.dataset).roles(config.splits).items():
+                if each.is_done(settings) or find_latent_table(settings, LatentsRef.of(config, split)):
+                    continue
+                locate_weights(MODELS.get(config.model), settings.values(), config.weights)
+                place = config.dataset, split
+                if place not in checked:
+                    checked[place] = split_problem(*place, optional=role == "unseen", settings=settings)
+                if checked[place]:
+                    raise UsageError(checked[place])
+        except LaryError as error:
+            found[each.number] = f"lacks: {error}"
+    return found
+
+
+def split_problem(name: str, split: str, *, optional: bool, settings: Settings) -> str:
+    """Why a split can't be extracted: no table, an unknown class, no media of `MEDIA_TRIED` rows; empty if it can."""
+    dataset = DATASETS.get(name)
+    try:
+        path = find_table(dataset, split, settings.path("LARY_ROOT"))
+    except UsageError as error:
+        return "" if optional else str(error)
+    try:
+        table = read_table(dataset, split, path=path, data_dir=settings.path("DATA_DIR"))
+        if missing := table.missing_media(range(0, len(table), -(-len(table) // MEDIA_TRIED))):
+            return f"{len(missing)} media that {path} names are missing, such as {missing[0]}: see 'lary data check'."
+    except LaryError as error:
+        return str(error)
+    return ""
 
 
 def do(planned: Planned, settings: Settings) -> Outcome:

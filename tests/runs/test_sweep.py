@@ -61,6 +61,25 @@ def test_a_sweep_does_what_is_left_and_continues_after_a_failure(place: Path) ->
     assert after == before
 
 
+def test_the_plan_says_what_a_run_lacks(place: Path) -> None:
+    runs = "".join(
+        f"  - {{model: {model}, dataset: {data}, probe_preset: demo}}\n"
+        for model, data in (
+            ("pixels", "calvin"),
+            ("magvit2", "calvin"),
+            ("pixels", "vlabench"),
+            ("optical-flow", "robot_1st"),
+        )
+    )
+    done = sweep(place, f"runs:\n{runs}", "--dry-run")
+    states = [line.split("  ")[-1].strip() for line in done.out.splitlines()[1:]]
+    assert (done.code, states[0], states[1][:35]) == (1, "to do", "lacks: Weights of 'magvit2' are not h")
+    assert "lacks: There is no table of vlabench" in states[2]
+    assert states[3] == "to do"
+    shutil.rmtree(place / "data" / "classification")
+    assert "media that" in sweep(place, f"runs:\n{runs}", "--dry-run").out
+
+
 def test_a_sweep_names_its_plug_ins(place: Path) -> None:
     (place / "own.py").write_text((Path(__file__).parents[2] / "examples" / "my_encoder.py").read_text())
     text = "plugins: [own.py]\nruns: [{model: colour-grid, dataset: calvin, probe_preset: demo, model_type: ridge}]\n"
