@@ -150,7 +150,7 @@ def add_variable(name: str, meaning: str) -> None:
 def check_setting(name: str, problem: str) -> None:
     """Raise UsageError, beginning with `problem`, for a name that is no setting."""
     if name not in VARIABLES:
-        importlib.import_module("lary.models.spec").MODELS.names()  # installed packages register models with theirs
+        importlib.import_module("lary.models.spec").MODELS.names()  # of installed packages
     if name not in VARIABLES:
         raise UsageError(f"{problem} {name}.{suggest(name, list(VARIABLES))}")
 

@@ -40,7 +40,7 @@ LOUDNESS = {"--quiet": "WARNING", "--verbose": "DEBUG", "--debug": "INFO"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and exit; errors become a sentence and a code, with ``--debug`` a traceback."""
+    """Run a command and exit; errors become a sentence and a code."""
     open_streams()
     setup_logging()
     words = list(sys.argv[1:] if arguments is None else arguments)

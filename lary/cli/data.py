@@ -37,7 +37,7 @@ def show_failures(failures: Sequence[Failure], where: str) -> int:
 
 @data_app.command
 def clip(config: configs.ClipConfig = configs.ClipConfig(), paths: Paths = Paths()) -> int:
-    """Cut the clips of SSv2 and EgoDex out of their recordings; clips that are there are kept."""
+    """Cut the clips of SSv2 and EgoDex out of their recordings."""
     report = paths.call("lary.data.clips:prepare_clips", config)
     code = show_failures(report.failures, f"all in {report.listed}")
     print(f"{report.wanted} clips asked for: {report.made} made, {report.kept} kept, {len(report.failures)} failed")
@@ -57,7 +57,7 @@ def stats(config: configs.StatsConfig, paths: Paths = Paths()) -> int:
 
 @data_app.command
 def relative(config: configs.RelativeConfig, paths: Paths = Paths()) -> int:
-    """Write the motion between the images of every pair, and its statistics; files that are there are kept."""
+    """Write the motion between the images of every pair, and its statistics."""
     report, code = paths.call("lary.data.normalisation:write_relative", config), 0
     for each in report.tables:
         code |= show_failures(each.failures, f"all in {each.listed}")
@@ -69,7 +69,7 @@ def relative(config: configs.RelativeConfig, paths: Paths = Paths()) -> int:
 
 @data_app.command
 def check(config: configs.CheckConfig = configs.CheckConfig(), paths: Paths = Paths()) -> int:
-    """Check that every file the tables name is there, whole, and of the shape that the data set has."""
+    """Check that every file of the tables is there, whole, and of the right shape."""
     report, listed = paths.call("lary.data.verify:verify", config), config.output.with_suffix(".json")
     compared = f", {report.by_manifest} by the manifest" if config.manifest is not None else ""
     print(f"{report.files} files checked{compared}: {report.issues} issues, see {report.output} and {listed}")
@@ -97,7 +97,7 @@ def indices(table: Path, config: configs.IndicesConfig = configs.IndicesConfig()
 
 @data_app.command
 def audit(dataset: str, config: configs.AuditConfig = configs.AuditConfig(), paths: Paths = Paths()) -> int:
-    """Find what the splits of a data set share, and what is odd in its tables; exit code 1 on a leak."""
+    """Find what splits share, and what is odd in tables; exit code 1 on a leak."""
     from lary.data.audit import audit as work
     from lary.data.spec import DATASETS
     from lary.files import write_json, write_text
@@ -130,7 +130,7 @@ def pairs(
 
 @data_app.command
 def atomic(source: Path, out: Path, config: configs.AtomicConfig) -> int:
-    """Cut trajectories into atomic motions: 26 directions, open and close, each in both directions of time."""
+    """Cut trajectories into atomic motions: 26 directions, open and close."""
     from lary.importers.plain import columns_cut, import_trajectories
 
     return show_import(import_trajectories(source, out, config, columns_cut(config)), config.name, out)
@@ -138,7 +138,7 @@ def atomic(source: Path, out: Path, config: configs.AtomicConfig) -> int:
 
 @data_app.command
 def download(config: configs.DownloadConfig = configs.DownloadConfig(), paths: Paths = Paths()) -> int:
-    """Download published data sets: terms first, then files, checked and unpacked into the benchmark's layout."""
+    """Download published data sets: terms first, then files, checked and unpacked."""
     ask = input if sys.stdin is not None and sys.stdin.isatty() else None
     report = paths.call("lary.data.fetch:download", config, ask=ask)
     origin = f"{report.repository} at {report.revision}"
@@ -157,7 +157,7 @@ def download(config: configs.DownloadConfig = configs.DownloadConfig(), paths: P
 
 @data_app.command
 def import_lerobot(source: str, config: configs.LeRobotConfig = configs.LeRobotConfig(), paths: Paths = Paths()) -> int:
-    """Import a LeRobot data set (v2.0, v2.1, v3.0) as image pairs with action chunks or labels, split by episode."""
+    """Import a LeRobot data set (v2.0, v2.1, v3.0), split by episode."""
     settings = paths.settings()
     from lary.importers.lerobot import LeRobotImport
     from lary.importers.lerobot_reader import open_lerobot

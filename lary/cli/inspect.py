@@ -139,7 +139,7 @@ def table(
 def export_file(
     run: Path, /, *more: Path, out: Annotated[Path, Parameter(alias="-o")], predictions: bool = True
 ) -> None:
-    """Write finished runs of one model as one file: results, digests, arrays, the plug-in's source."""
+    """Write finished runs of one model as one file."""
     from lary.results.submission import export_runs
 
     names = export_runs((run, *more), out, predictions=predictions)
@@ -172,7 +172,7 @@ def compare(*results: Path, role: Literal["seen", "unseen"] = "seen", seed: int 
 
 
 def verify_runs(run: Path, /, *more: Path) -> int:
-    """Recompute the metrics of finished runs from their folders, and check all digests; exit code 1 on a difference."""
+    """Recompute the metrics of finished runs from their folders; exit code 1 on a difference."""
     from lary.results.verify import verify_run
 
     found = [verify_run(place) for place in (run, *more)]
@@ -193,13 +193,13 @@ def schema(*, out: Path | None = None) -> None:
 
 @latents_app.command
 def info(config: configs.LatentsConfig, paths: Paths = Paths()) -> None:
-    """Describe a store: identity, kind, rows, bytes, shape, and the samples of its table that it lacks."""
+    """Describe a store: identity, kind, rows, bytes, shape, missing samples."""
     print(paths.call("lary.latents.tools:describe_store", config))
 
 
 @latents_app.command
 def verify(config: configs.LatentsConfig, paths: Paths = Paths()) -> int:
-    """Read every row of a store: checksums, finite values. Names what is wrong; exit code 1 then."""
+    """Read every row of a store: checksums, finite values; exit code 1 if one is wrong."""
     rows, problems = paths.call("lary.latents.tools:verify_store", config)
     print(*problems, f"{rows} rows read, {len(problems)} problems", sep="\n")
     return 1 if problems else 0

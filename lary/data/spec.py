@@ -230,7 +230,7 @@ DATASETS: Registry[DatasetSpec] = Registry("data set", group="lary.datasets")
 
 
 def known_records() -> dict[str, DatasetSpec]:
-    """The records in the data/ of LARY_ROOT by name; one that can't be read is named and left out."""
+    """The records in LARY_ROOT/data by name; unreadable ones are named and left out."""
     found = {}
     for file in sorted(file for folder in record_folder for file in folder.glob("*_dataset.json")):
         if (record := _record(file, file.stat().st_mtime_ns)) is not None:

@@ -146,7 +146,7 @@ def choose_splits(groups: Sequence[str], strata: Sequence[str] | None, share: fl
 
 
 class Clip(NamedTuple):
-    """A row of the labels: number, path of the video in the folder, cells, and the group that options name."""
+    """A row of the labels: number, path of the video, cells, and the named group."""
 
     row: int
     path: str

@@ -36,7 +36,7 @@ class ImportReport(NamedTuple):
 
 
 def check_new(name: str, tables: Path) -> str:
-    """A key for a data set imported into `tables`. Raises UsageError if it is no file name or another's."""
+    """A key for a data set imported into `tables`. Raises UsageError if it is another's."""
     check_name(name, "--name")
     if name in DATASETS.names() and not (tables / f"{name}_dataset.json").exists():
         raise UsageError(f"--name {name}: a data set of that name exists already; choose another.")

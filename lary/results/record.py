@@ -321,7 +321,7 @@ class EvalResult(RunFacts):
 
     @property
     def kind(self) -> str:
-        """What runs that are ranked share: the kind of probe, its preset where that matters, and the protocol."""
+        """What ranked runs share: kind of probe, preset where that matters, protocol."""
         return f"{self.probe} probe, {f'preset {self.preset}, ' * (self.probe != 'ridge')}protocol {self.protocol}"
 
     @property
@@ -349,14 +349,9 @@ def schema_text() -> str:
 
 
 def write_result(path: Path, result: EvalResult) -> None:
-    """Write a result atomically."""
-    write_text(path, sealed_text(result))
-
-
-def sealed_text(result: EvalResult) -> str:
-    """The text of a result, sealed by the SHA-256 of itself without the seal."""
+    """Write a result atomically, sealed by the SHA-256 of its text without the seal."""
     text, mark = json_text(result.model_copy(update={"seal": ""}).model_dump(mode="json")), '"seal": "'
-    return text.replace(mark, mark + hashlib.sha256(text.encode()).hexdigest(), 1)
+    write_text(path, text.replace(mark, mark + hashlib.sha256(text.encode()).hexdigest(), 1))
 
 
 def seal_holds(data: bytes) -> bool:

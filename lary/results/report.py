@@ -121,7 +121,7 @@ def contests_of(runs: Sequence[FinishedRun]) -> list[JsonDict]:
 
 
 def column_title(result: EvalResult) -> str:
-    """The data set of a result, with the splits, actions and folds that make its numbers another column."""
+    """The data set of a result, with its splits, actions and folds."""
     splits = f" (splits {result.dataset.split_set})" if result.dataset.split_set else ""
     local = "local " if result.relative_frame == "local" else ""
     mode = f" ({local}relative actions)" if result.action_mode == "relative" else ""

@@ -1,9 +1,9 @@
 """``lary export`` and ``lary board``: results of a model as one file, and a site of many such files.
 
-A file is a ZIP archive: ``submission.json`` with its format, and in ``runs/0``, ``runs/1`` ... a
-``result.json`` without paths of a machine and, unless left out, the arrays that ``lary verify`` needs;
-in ``plugins`` the source of the model. A site trusts nothing in it: archives are unpacked within
-limits, every result is read by its schema, and metrics and digests are computed again.
+A file is a ZIP archive: ``submission.json``, in ``runs/0``, ``runs/1`` ... a ``result.json``
+without paths of a machine and the arrays that ``lary verify`` needs, in ``plugins`` the model's
+source. A site trusts nothing in it: archives are unpacked within limits, results are read by
+their schema, and metrics and digests are computed again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lary.files import atomic_write, csv_text, json_text, read_json, read_limite
 from lary.registry import aligned
 from lary.results.figures import no_formula
 from lary.results.folder import FinishedRun, find_results, finished_run
-from lary.results.record import FILE_NAME, EvalResult, seal_holds, sealed_text
+from lary.results.record import FILE_NAME, EvalResult, seal_holds, write_result
 from lary.results.report import write_report
 from lary.results.verify import verify_run
 from lary.types import LaryError, UsageError
@@ -40,9 +40,9 @@ MACHINE_PATH = re.compile(r"""(?<![\w.~-])(?:~|[A-Za-z]:)?[/\\](?:[^/\\'"\s,]+[/
 
 
 def export_runs(places: Sequence[Path], out: Path, *, predictions: bool = True) -> list[str]:
-    """Write finished runs of one model as a file; returns the names of what it holds.
+    """Write finished runs of one model as a file; returns the names in it.
 
-    Raises UsageError for runs of several models or a file of another kind, LaryError for a damaged run.
+    Raises UsageError for several models or another kind of file, LaryError for a damaged run.
     """
     runs = [finished_run(place) for place in places]
     models = sorted({run.result.model.name for run in runs})
@@ -54,7 +54,9 @@ def export_runs(places: Sequence[Path], out: Path, *, predictions: bool = True) 
     for number, run in enumerate(runs):
         arrays = {name: run.file(name).read_bytes() for name in ARRAYS if predictions and name in run.result.files}
         content |= {f"runs/{number}/{name}": data for name, data in arrays.items()}
-        content[f"runs/{number}/{FILE_NAME}"] = sealed_text(portable(run.result, arrays)).encode()
+        with tempfile.TemporaryDirectory() as scratch:
+            write_result(file := Path(scratch) / FILE_NAME, portable(run.result, arrays))
+            content[f"runs/{number}/{FILE_NAME}"] = file.read_bytes()
         for plugin in plugins_of(run.result):
             content[f"plugins/{plugin.name}"] = read_limited(plugin, LARGEST_PLUGIN)
     facts = {"format": FORMAT, "model": models[0], "runs": len(runs)}
@@ -96,9 +98,9 @@ def plugins_of(result: EvalResult) -> Iterator[Path]:
 
 
 def build_board(folder: Path, out: Path) -> tuple[str, int]:
-    """Check every submission of a folder, and write the site of the sound ones into `out`.
+    """Check the submissions of a folder, and write the site of the sound ones into `out`.
 
-    Returns a table for a terminal and the number that are refused. Raises UsageError without any file.
+    Returns a table for a terminal and how many are refused. Raises UsageError without any.
     """
     files = sorted(folder.glob("*.zip"))
     if not files:
@@ -126,7 +128,7 @@ def build_board(folder: Path, out: Path) -> tuple[str, int]:
 
 
 def checked_runs(folder: Path) -> tuple[list[FinishedRun], int]:
-    """The runs of an unpacked submission, and how many have arrays that confirm them. Raises LaryError."""
+    """The runs of an unpacked submission, and how many arrays confirm. Raises LaryError."""
     facts = read_json(folder / MANIFEST, "submission")
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise LaryError(f"{folder / MANIFEST} is no submission of format {FORMAT}: export it again.")

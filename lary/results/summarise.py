@@ -59,7 +59,7 @@ def _means(tables: Iterable[npt.ArrayLike], clusters: Ints, kind: stats.Statisti
 def _finished(
     runs: Sequence[Any], facts: RunFacts, scores: Mapping[str, Scores], gains: Mapping[str, Metric], **parts: Any
 ) -> EvalResult:
-    """The record with what both tasks have: `scores` of selections and controls, `gains` over the latter."""
+    """The record of both tasks: `scores` of selections and controls, `gains` over these."""
     roles: JsonDict = getattr(runs[0], "splits", {})
     splits = [run.splits["seen"] if roles else run for run in runs]
     groups = splits[0].samples.groups

@@ -1,7 +1,7 @@
-"""``lary table``: finished runs as tables of a paper, one for each kind of probe, with a row per model.
+"""``lary table``: finished runs as tables of a paper.
 
-A column is a data set. The best of each column is bold, and rows of arXiv 2604.11689 stand
-beside one's own on request.
+There is one for each kind of probe, with a row per model and a column per data set. The best
+of a column is bold; rows of arXiv 2604.11689 stand beside one's own on request.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def boards_of(runs: Sequence[FinishedRun], published: bool) -> list[Board]:
 
 
 def _add_published(board: Board, column: str, result: EvalResult) -> None:
-    """The rows of the paper that have a number for the data set of a result, as it was published."""
+    """Add the rows of the paper with a number for the data set of a result."""
     if result.action_mode == "relative" or result.dataset.split_set or result.folds:
         return
     for name, higher in PUBLISHED.items():
@@ -138,7 +138,7 @@ def markup(board: Board) -> str:
 
 
 def separated(board: Board) -> Iterator[list[str]]:
-    """Lines of CSV below `CSV_HEAD`, with unrounded numbers and fractions as such."""
+    """Lines of CSV below `CSV_HEAD`, unrounded, fractions as such."""
     for name, cells in board.cells.items():
         for column, metric in cells.items():
             ends = ("" if end is None else str(end) for end in (metric.low, metric.high))

@@ -56,7 +56,7 @@ def verify_run(place: Path) -> tuple[str, list[str]]:
 
 
 def _wrong_files(run: FinishedRun) -> Iterator[str]:
-    """Sentences about files that are missing, changed, or not of the run; none where the result has no digests."""
+    """Sentences about files that are missing, changed, or not of the run."""
     named = run.result.files
     for name in named:
         try:

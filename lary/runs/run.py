@@ -147,13 +147,13 @@ def run_demo(config: DemoConfig) -> int:
 
 
 def demo_settings(folder: Path) -> Settings:
-    """The settings of a demo: only checkpoints come from the environment, the folders are its own."""
+    """The settings of a demo: its own folders, checkpoints of the environment."""
     environment = {name: os.environ[name] for name in VARIABLES if name in os.environ and name not in FOLDERS}
     return load_settings(config=folder / CONFIG_NAME, environment=environment)
 
 
 def demo_worker(folder: str, *command: str) -> Callable[[Question], Answer]:
-    """Make the answers of a process that does runs of the demo; results name the `command` of its parent."""
+    """Make the answers of a process that does runs of the demo, begun by `command`."""
     settings, sys.argv = demo_settings(Path(folder)), list(command)
 
     def answer(question: Question) -> Answer:
@@ -182,7 +182,7 @@ def demo_models(settings: Settings) -> list[ModelSpec]:
 
 
 def results_table(results: list[EvalResult]) -> str:
-    """Results and their controls as text, best first within each kind of probe; kinds are never ranked together."""
+    """Results and controls as text, best first within each kind of probe."""
     lines: list[str] = []
     for kind in dict.fromkeys(result.kind for result in results):
         chosen = [result for result in results if result.kind == kind]

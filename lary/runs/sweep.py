@@ -157,7 +157,7 @@ def lacking(plan: Sequence[Planned], settings: Settings) -> dict[int, str]:
 
 
 def split_problem(name: str, split: str, *, optional: bool, settings: Settings) -> str:
-    """Why a split can't be extracted: no table, an unknown class, no media of `MEDIA_TRIED` rows; empty if it can."""
+    """Why a split can't be extracted: no table, an unknown class, no media; empty if it can."""
     dataset = DATASETS.get(name)
     try:
         path = find_table(dataset, split, settings.path("LARY_ROOT"))
@@ -166,7 +166,7 @@ def split_problem(name: str, split: str, *, optional: bool, settings: Settings) 
     try:
         table = read_table(dataset, split, path=path, data_dir=settings.path("DATA_DIR"))
         if missing := table.missing_media(range(0, len(table), -(-len(table) // MEDIA_TRIED))):
-            return f"{len(missing)} media that {path} names are missing, such as {missing[0]}: see 'lary data check'."
+            return f"{len(missing)} media that {path} names are missing, such as {missing[0]}."
     except LaryError as error:
         return str(error)
     return ""

@@ -167,7 +167,7 @@ def check_samples(settings: Settings, split: SplitLatents, splits: Splits) -> No
 
 
 def shared_groups(dataset: DatasetSpec, splits: Splits) -> tuple[str, ...]:
-    """Warnings of splits whose samples name no source, and of scored ones that show groups of the training split."""
+    """Warnings of splits without sources, and of groups that training shares."""
     train, found = splits["train"].table, list[str]()
     if alone := [split.table for split in splits.values() if "" in split.table.sources]:
         found.append(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lary.results.record import FILE_NAME, read_result, sealed_text
+from lary.results.record import FILE_NAME, read_result, write_result
 from tests import fake_results as fake
 from tests.helpers import lary, printed
 
@@ -85,7 +85,8 @@ def test_a_better_number_under_a_new_seal_is_found(submission: Path, tmp_path: P
         selection = result.selections[result.headline]
         top = selection.metrics["top1"].model_copy(update={"value": 0.99})
         own = selection.model_copy(update={"metrics": {**selection.metrics, "top1": top}})
-        return sealed_text(result.model_copy(update={"selections": {result.headline: own}})).encode()
+        write_result(tmp_path / "result.json", result.model_copy(update={"selections": {result.headline: own}}))
+        return (tmp_path / "result.json").read_bytes()
 
     rewrite(submission, "runs/0/result.json", better)
     done = lary("board", submission.parent, "--out", tmp_path / "site")
