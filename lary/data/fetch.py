@@ -92,7 +92,7 @@ class HuggingFace:
 
 
 class ModelScope:
-    """A repository on ModelScope, whose revisions are branches or tags: digests pin its content."""
+    """A repository on ModelScope, pinned by digests: its revisions are branches or tags."""
 
     def __init__(self, repository: str) -> None:
         try:

@@ -117,7 +117,7 @@ def main_stream(container: Any) -> Any:
 
 
 def is_cut_off(path: Path) -> bool:
-    """Whether a Matroska file ends before its segment does (RFC 8794, section 6), which FFmpeg ignores."""
+    """Whether a Matroska file ends before its segment (RFC 8794, 6), which FFmpeg ignores."""
     with path.open("rb") as file:
         head = file.read(4096)
     at = head.find(b"\x18\x53\x80\x67", 0, 4000)
@@ -276,7 +276,7 @@ def decode_video(path: Path) -> Iterator[Any]:
 
 
 def count_frames(path: Path) -> int:
-    """The number of frames that can be read, whatever the container announces. Raises MediaError."""
+    """The number of frames that can be read. Raises MediaError."""
     with opened_video(path) as (container, stream):
         table = scan_packets(container, stream)
         if table is not None:

@@ -47,7 +47,7 @@ def find_table(spec: DatasetSpec, split: str, root: Path, explicit: Path | None 
 
 
 def offer_folds(count: int) -> str:
-    """A sentence that offers cross-validation where fewer than 20 episodes or videos validate; else empty."""
+    """Offer cross-validation where fewer than 20 episodes or videos validate."""
     few = f"Only {count} episodes or videos validate, which leaves wide intervals or none"
     offer = "'lary run --folds 5' cross-validates over those of training and validation split together."
     return f"{few}: {offer}" if 0 < count < 20 else ""

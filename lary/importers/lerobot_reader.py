@@ -138,12 +138,12 @@ class LeRobot:
         return tuple(names)
 
     def fetch(self, paths: Iterable[Path]) -> None:
-        """Fetch files from the hub that the data set is of, if it is of one. Raises LaryError."""
+        """Fetch files of a data set of the hub. Raises LaryError."""
         if self.origin:
             _snapshot(self.origin, self.commit, sorted({path.relative_to(self.folder).as_posix() for path in paths}))
 
     def table(self, episode: Episode, columns: Sequence[str]) -> Any:
-        """The rows of an episode, as a pyarrow table in the order of its frames. Raises MediaError."""
+        """The rows of an episode in the order of its frames. Raises MediaError."""
         import pyarrow
 
         path = self.data_path(episode)
@@ -192,7 +192,7 @@ class LeRobot:
         return self._file(self.meta.video_path or "{video_path}", episode, part, camera), start
 
     def members(self, camera: str) -> dict[Path, list[tuple[float, int, int]]]:
-        """The start, the rows and the number of every episode in each video, ascending by start."""
+        """Start, rows and number of the episodes in each video, ascending by start."""
         found: dict[Path, list[tuple[float, int, int]]] = {}
         for item in self.episodes:
             with contextlib.suppress(LaryError):  # reading the episode names what is missing

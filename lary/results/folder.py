@@ -175,7 +175,7 @@ class FinishedRun:
 
 
 def choice_of(result: EvalResult) -> str:
-    """How the reported epoch came about; former versions picked it on a part of the training split."""
+    """How the reported epoch came about; former versions picked it on a tenth."""
     older = result.protocol == "corrected" and "choice" not in result.options
     return "picked on a held-out tenth" if older else "averaged"
 
