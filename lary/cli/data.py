@@ -57,7 +57,7 @@ def stats(config: configs.StatsConfig, paths: Paths = Paths()) -> int:
 
 @data_app.command
 def relative(config: configs.RelativeConfig, paths: Paths = Paths()) -> int:
-    """Write the motion between the images of every pair, and its statistics."""
+    """Write the motion between the images of every pair."""
     report, code = paths.call("lary.data.normalisation:write_relative", config), 0
     for each in report.tables:
         code |= show_failures(each.failures, f"all in {each.listed}")

@@ -348,7 +348,7 @@ def answer(question: Question) -> Answer:
         return found
     except (FileNotFoundError, NotADirectoryError):
         return {"status": "missing", "reason": "file does not exist"}
-    except Exception as error:  # a reader that fails in a way of its own is a finding about the file
+    except Exception as error:  # readers fail in ways of their own
         name = "" if isinstance(error, MediaError) else f"{type(error).__name__}: "
         reason = " ".join(str(getattr(error, "strerror", None) or error).split()).rstrip(".")
         return {"status": "corrupt", "reason": name + reason}

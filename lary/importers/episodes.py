@@ -1,4 +1,4 @@
-"""Episodes as image pairs with action chunks or as labelled atomic motions, in the published layouts.
+"""Episodes as image pairs with action chunks or labelled atomic motions.
 
 Files of a cut are named by frame: ``images/ep_0/frame_000005.png`` and
 ``actions/ep_0/action_000005to000009.npy`` for pairs (the layout of CALVIN),

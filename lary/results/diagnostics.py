@@ -1,4 +1,4 @@
-"""What the latents of a split are like before any probe: channels, rank, and use of the codebook.
+"""What latents are like before any probe: channels, rank, use of the codebook.
 
 Effective rank is the exponential of the entropy of the normalised singular values (Roy and
 Vetterli 2007), the participation ratio the squared sum of the principal variances over the

@@ -111,7 +111,7 @@ def board_rows(runs: Sequence[FinishedRun]) -> list[BoardRow]:
 
 
 def contests_of(runs: Sequence[FinishedRun]) -> list[JsonDict]:
-    """Runs that may be ranked together, best first: the same data set, splits, task, target and kind."""
+    """Runs that may be ranked together, best first."""
     found: dict[Any, list[FinishedRun]] = {}
     for run in sorted(runs, key=lambda run: (run.result.score.rank, run.result.label)):
         key = (column_title(run.result), run.result.kind, run.result.task, run.result.primary)
