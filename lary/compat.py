@@ -6,10 +6,10 @@ import json
 import sys
 import warnings
 from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+from typing import Any, cast
 
 
 @functools.cache
@@ -19,14 +19,20 @@ def moved() -> dict[str, list[str]]:
     return found
 
 
-class OldPaths(MetaPathFinder, Loader):
-    """A finder for modules of ``moved.json``, with the new ones' names."""
+class OldPaths:
+    """A finder for modules of ``moved.json``, with the new ones' names.
+
+    It has no base class, since ``importlib.abc`` takes long to load.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """The specification of a moved module; None for all others."""
-        return ModuleSpec(fullname, self) if fullname[:5] == "lary." and fullname in moved() else None
+        return ModuleSpec(fullname, cast(Any, self)) if fullname[:5] == "lary." and fullname in moved() else None
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """An ordinary module will do."""
 
     def exec_module(self, module: ModuleType) -> None:
         """Fill a moved module with the names of the new ones."""

@@ -1,7 +1,6 @@
 """Named records, loaded on first use, open to plug-ins, with hints for wrong names."""
 
 import importlib
-import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -96,7 +95,9 @@ class Registry(Generic[Record]):
             self._loaded = True
             for module in self._modules:
                 importlib.import_module(module)
-            for point in importlib.metadata.entry_points(group=self._group) if self._group else ():
+            from importlib.metadata import entry_points
+
+            for point in entry_points(group=self._group) if self._group else ():
                 try:
                     point.load()
                 except (Exception, SystemExit) as error:

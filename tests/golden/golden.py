@@ -99,8 +99,8 @@ class Golden:
         self._file, self._digits, self._how = EXPECTED / f"{name}.json", digits, (rel, scaled)
         self._values: dict[str, Any] = json.loads(self._file.read_text()) if self._file.exists() else {}
 
-    def check(self, key: str, value: Any) -> None:
-        """Compare `value` with what is expected under `key`, or write it there."""
+    def check(self, key: str, value: Any, rel: float | None = None) -> None:
+        """Compare `value` with what is expected under `key` (as closely as `rel`), or write it there."""
         value = json.loads(json.dumps(value), parse_float=lambda text: float(f"{float(text):.{self._digits}g}"))
         if os.environ.get(WRITE):
             self._values[key] = value
@@ -108,7 +108,7 @@ class Golden:
             self._file.write_text("{\n" + ",\n".join(lines) + "\n}\n")
             return
         assert key in self._values, f"{self._file.name} has no {key}: write it with {WRITE}=1"
-        wrong = differences(value, self._values[key], *self._how)
+        wrong = differences(value, self._values[key], rel or self._how[0], self._how[1])
         assert not wrong, f"{key}: {len(wrong)} differences\n" + "\n".join(wrong[:20])
 
 

@@ -67,4 +67,7 @@ def test_tokens(model: str, dataset: str, protocol: str, root: Path) -> None:
     Place(root)(command, *options_of(model, root / "weights"))
     (table,) = (root / "data").glob("val_la_*.csv")
     found = [summaries(latents / row["la_path"]) for row in rows_of(table)]
-    GOLDEN.check(f"{model}, {dataset}, {protocol}", {"table": table.name if "hf:" not in model else "", "rows": found})
+    # Processors round differently, by which bits of the tokenizer's codes may flip.
+    rel = 0.15 if model.startswith("magvit2") else 5e-4
+    content = {"table": table.name if "hf:" not in model else "", "rows": found}
+    GOLDEN.check(f"{model}, {dataset}, {protocol}", content, rel)
