@@ -28,11 +28,11 @@ APART = (("models", "data"), ("data", "models"), ("probes", "models"))
 # 3 modules and 1,000 lines of tests, the demo that shows the claim 115 lines. New code has about 10.5 tokens per line.
 # "Impossible to hurt" may add 300 lines, 2 modules and 800 lines of tests; so far 150, 1 and 200 for odd results,
 # names, streams, limits and sweeps; 150, 0 and 440 for data: records, LeRobot, tables, hubs, stores, changed formats.
-# "For its users" may add 1,200 lines, 6 modules and 1,000 lines of tests; so far 455, 2 and 270 for plug-ins,
+# "For its users" may add 1,200 lines, 6 modules and 1,000 lines of tests; so far 480, 2 and 300 for plug-ins,
 # records that are found, tables for papers, submissions, the plan of a sweep, the site and its notebooks.
 LIMITS = {
-    "lines": 23_535, "modules": 105, "tokens": 174_260, "characters per line": 43, "longest module": 400,
-    "templates, scripts and styles": 900, "lines of tests": 13_900, "lines of utils/ and benchmarks/": 2_460,
+    "lines": 23_540, "modules": 105, "tokens": 174_259, "characters per line": 43, "longest module": 400,
+    "templates, scripts and styles": 900, "lines of tests": 13_901, "lines of utils/ and benchmarks/": 2_460,
     "words of the README": 1_000,
 }  # fmt: skip
 """Budgets of the whole; they only ever become smaller, but for allowances that an issue names."""
