@@ -161,10 +161,10 @@ class LeRobotConfig(MotionOptions):
     """How to import a LeRobot data set."""
 
     name: str | None = None
-    camera: str | None = None
+    camera: tuple[str, ...] = ()
     actions: tuple[str, ...] = ()
     stride: int | None = None
-    labels: Literal["atomic"] | None = None
+    labels: Literal["atomic", "task"] | None = None
     position: str = "x,y,z"
     gripper: str | None = None
     robot: str | None = None

@@ -22,7 +22,8 @@ from lary.data.configs import RelativeConfig, StatsConfig
 from lary.data.spec import DATASETS, NO_ROBOT, DatasetSpec
 from lary.data.splits import find_table
 from lary.data.tables import TARGET_COLUMN, SampleTable, read_table
-from lary.files import digest, inside, read_json, write_bytes, write_failures, write_json
+from lary.files import digest, inside, read_json, remove_torn, write_bytes, write_failures, write_json
+from lary.locks import locked
 from lary.runtime import in_threads, progress
 from lary.settings import Settings
 from lary.types import Failure, JsonDict, LaryError, MediaError, UsageError
@@ -294,9 +295,17 @@ def convert_table(
     config: RelativeConfig, table: SampleTable, out: Path, lists: Path
 ) -> tuple[TableReport, dict[str, Moments]]:
     """Convert one table: what was done, and the moments by robot type."""
+    target = out / actions.in_frame(table.spec.split(table.split).root, config.frame)
+    with locked(target):
+        remove_torn(target, below=True)
+        return _converted(config, table, target, lists)
+
+
+def _converted(
+    config: RelativeConfig, table: SampleTable, target: Path, lists: Path
+) -> tuple[TableReport, dict[str, Moments]]:
     space = table.spec.actions
     arms = actions.poses(space, config.frame)
-    target = out / actions.in_frame(table.spec.split(table.split).root, config.frame)
     written = []
 
     def convert(position: int) -> Floats | Failure:

@@ -178,6 +178,13 @@ class MotionCut:
         return atomic_segments(values[:, list(self.position)], opening, self.rule)
 
 
+@dataclass(frozen=True)
+class TaskCut(PairCut):
+    """Pairs as for actions, whose label is the text of the episode's task."""
+
+    task = "classification"
+
+
 Cut = PairCut | MotionCut
 
 
@@ -185,7 +192,7 @@ def find_position(option: str, dims: Sequence[str] = ()) -> tuple[int, ...]:
     """The columns of x, y and z that ``--position`` names. Raises UsageError."""
     found = tuple(find_column("--position", part, dims) for part in option.split(","))
     if len(found) != 3 or len(set(found)) != 3:
-        raise UsageError(f"--position {option}: expected three values, such as 0,1,2.")
+        raise UsageError(f"--position {option}: expected three values, such as 0,1,2; --labels task needs none.")
     return found
 
 
@@ -205,13 +212,15 @@ def find_column(option: str, text: str, dims: Sequence[str]) -> int:
 class SourceEpisode(NamedTuple):
     """An episode to import: its folder, such as ``ep_3``, and its name in messages.
 
-    `values` reads its values (T, A); `images` gives for T the image files of ascending frames.
+    `values` reads its values (T, A); `images` gives for T the image files of ascending frames;
+    `text` is that of its task.
     """
 
     folder: str
     label: str
     values: Callable[[], Values]
     images: Callable[[int, list[int]], Iterable[bytes]]
+    text: str = ""
 
 
 def import_episodes(
@@ -238,13 +247,15 @@ def import_episodes(
 def _import_episode(item: SourceEpisode, cut: Cut, root: Path, images: Path, *, keep: bool) -> Rows:
     """Write the files of an episode, unless they are kept; its rows. Raises MediaError."""
     values, part, actions = item.values(), root / PART, root / "actions" / item.folder
+    if isinstance(cut, TaskCut) and not item.text:
+        raise MediaError("The episode has no text of a task, or several.")
     segments, rows = cut.segments(values), []
     wanted: dict[int, set[str]] = {}  # names of image files by frame, without their endings
     for number, segment in enumerate(segments):
         names = f"action_{number:02d}/action_start", f"action_{number:02d}/action_end"
         if cut.stride:
             names = f"frame_{segment.start:06d}", f"frame_{segment.end:06d}"
-            rows.append([*names, f"actions/{item.folder}/{segment.label}"])
+            rows.append([*names, item.text or f"actions/{item.folder}/{segment.label}"])
         else:  # the second is the same seen from its end to its start
             rows += [[*names, segment.label], [*names[::-1], INVERSE[segment.label]]]
         for at, name in zip(segment[:2], names, strict=True):
@@ -253,7 +264,7 @@ def _import_episode(item: SourceEpisode, cut: Cut, root: Path, images: Path, *, 
         for folder in (part, images, actions):  # also of a run that was killed
             shutil.rmtree(folder, ignore_errors=True)
         part.mkdir(parents=True)
-        if cut.stride:
+        if cut.stride and not item.text:
             actions.mkdir(parents=True)
             for segment in segments:
                 chunk = values[segment.start : segment.end].astype(np.float32)
@@ -264,7 +275,7 @@ def _import_episode(item: SourceEpisode, cut: Cut, root: Path, images: Path, *, 
                 path = part / f"{name}{'.png' if content.startswith(PNG) else '.jpg'}"
                 path.parent.mkdir(exist_ok=True)
                 path.write_bytes(content)
-        images.parent.mkdir(exist_ok=True)
+        images.parent.mkdir(parents=True, exist_ok=True)
         part.rename(images)
     files = {}
     for path in images.rglob("*.*"):

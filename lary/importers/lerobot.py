@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from lary.arrays import Floats, Ints
-from lary.data.configs import LeRobotConfig, MotionOptions
+from lary.data.configs import LeRobotConfig, MotionOptions, RelativeConfig
 from lary.data.images import image_problem
-from lary.data.spec import DatasetSpec, Licence, Normalisation
+from lary.data.normalisation import write_relative
+from lary.data.spec import ActionSpace, DatasetSpec, LabelSpace, Licence, Normalisation
 from lary.files import digest, read_json, write_json
 from lary.importers.episodes import (
     AtomicRule,
@@ -27,6 +28,7 @@ from lary.importers.episodes import (
     MotionCut,
     PairCut,
     SourceEpisode,
+    TaskCut,
     find_column,
     find_position,
     import_episodes,
@@ -36,7 +38,7 @@ from lary.importers.records import ImportReport, check_new, pair_record, save_im
 from lary.registry import suggest
 from lary.runtime import log
 from lary.settings import Settings
-from lary.types import LaryError, MediaError, UsageError
+from lary.types import JsonDict, LaryError, MediaError, UsageError
 
 VALIDATION = ("val", "validation", "valid", "eval", "test")
 FREE = frozenset(("apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause", "cc-by-4.0", "cc0-1.0", "cc-by-sa-4.0"))
@@ -58,44 +60,50 @@ class LeRobotImport:
     """
 
     def __init__(self, data: LeRobot, config: LeRobotConfig, name: str, settings: Settings) -> None:
-        self.data, self.config, self.name = data, config, name
+        self.data, self.config, self.name, self.settings = data, config, name, settings
         self.data_dir, self.tables = settings.path("DATA_DIR"), settings.path("LARY_ROOT") / "data"
         self.robot = config.robot or (data.meta.robot_type or "").strip() or "unknown"
-        self.camera = config.camera or default_camera(data)
+        self.cameras = config.camera or (default_camera(data),)
         usual = [key for key in ("action", "actions") if key in data.features]
         self.replaces_action = not config.actions and not usual and STATE in data.vectors
         self.actions = config.actions or tuple([STATE] if self.replaces_action else usual[:1] or ["action"])
         actions = [("actions", key, data.vectors) for key in self.actions]
-        for option, key, known in [("camera", self.camera, data.cameras), *actions]:
+        for option, key, known in [*(("camera", key, data.cameras) for key in self.cameras), *actions]:
             if key not in known:
                 if option == "actions" and key in data.features and key not in BOOKKEEPING:
                     kind, shape = data.features[key].dtype, data.features[key].shape
                     raise UsageError(f"--actions {key}: it is '{kind}' of shape {shape}, which can't be decoded.")
                 raise UsageError(f"--{option} {key}: {data.folder} has none of this name.{suggest(key, known)}")
-        if config.labels and config.stride is not None:
-            raise UsageError(f"--stride {config.stride}: motions end where the hand stops; leave it out with --labels.")
+        atomic = config.labels == "atomic"
+        if atomic and config.stride is not None:
+            raise UsageError(f"--stride {config.stride}: atomic motions end where the hand stops; leave it out.")
         motion = [*vars(MotionOptions()), "position", "gripper"]
-        if not config.labels and any(getattr(config, name) != getattr(LeRobotConfig, name) for name in motion):
+        if not atomic and any(getattr(config, name) != getattr(LeRobotConfig, name) for name in motion):
             raise UsageError("--position, --gripper, --threshold and so on are of labels: add --labels atomic.")
         if config.seed < 0:
             raise UsageError(f"--seed {config.seed}: must be at least 0.")
         if not 0 < config.share < 1:
             raise UsageError(f"--val-share {config.share:g}: expected a share between 0 and 1.")
-        pairs = PairCut(max(1, round(data.fps / PAIRS_PER_SECOND)) if config.stride is None else config.stride)
-        shortest = 1 if config.labels else pairs.stride
+        cut, rate = (TaskCut, 1) if config.labels else (PairCut, PAIRS_PER_SECOND)
+        pairs = cut(max(1, round(data.fps / rate)) if config.stride is None else config.stride)
+        shortest = 1 if atomic else pairs.stride
         self.episodes = [episode for episode in data.episodes[: config.episodes] if episode.length > shortest]
         if len(self.episodes) < 2:
             found = f"{len(self.episodes)} such episodes of more than {shortest} frames"
             raise UsageError(f"{data.folder} has {found}: at least two are needed.")
-        self.is_video = data.features[self.camera].dtype == "video"
-        self.members = data.members(self.camera) if self.is_video else {}
+        self.members: dict[Path, list[tuple[float, int, int]]] = {}
+        for camera in self.cameras if "{video_key}" in (data.meta.video_path or "") else self.cameras[:1]:
+            self.members |= data.members(camera) if self._is_video(camera) else {}
         self._opened = lru_cache(maxsize=1)(lambda path: EpisodeVideo(path, self.members[path], data.fps))
-        self.numbers: dict[int, Ints] = {}
-        self.in_order: list[int] = []
+        self.numbers: dict[tuple[str, int], Ints] = {}
+        self.in_order: set[int] = set()
+        self.texts = sorted({text for item in self.episodes if (text := task_of(item))})
+        if config.labels == "task" and len(self.texts) < 2:
+            raise UsageError(f"--labels task: {data.folder} has {len(self.texts)} texts of tasks, and two are needed.")
         self.dims = data.dimension_names(self.actions)
         self.val = self._choose_validation()
         self.licence = read_licence(data, config.licence)
-        self.cut: Cut = self._motion_cut() if config.labels else pairs
+        self.cut: Cut = self._motion_cut() if atomic else pairs
         self.root = self.data_dir / self.cut.task / name
 
     def _motion_cut(self) -> MotionCut:
@@ -135,13 +143,15 @@ class LeRobotImport:
         lines = [f"{data.origin or data.folder}: LeRobot {data.meta.codebase_version}, {self.robot}"]
         for key in (*data.cameras, *data.vectors):
             kind = "camera" if key in data.cameras else "values"
-            mark = "*" if key in (self.camera, *self.actions) else " "
+            mark = "*" if key in (*self.cameras, *self.actions) else " "
             sides = " x ".join(map(str, data.features[key].shape))
             depth = ", depth" if key in data.cameras and data.shows_depth(key) else ""
             lines.append(f"{kind} {mark} {key} ({sides}{depth})")
         if self.replaces_action:
             lines.append(f"There is no action or actions: {STATE} is decoded in its place; --actions names another.")
         lines.append(f"dimensions: {', '.join(self.dims)}")
+        if isinstance(cut, TaskCut):
+            lines.append(f"labels: {len(self.texts)} tasks, such as '{self.texts[0]}'")
         if isinstance(cut, PairCut):
             lines.append(f"stride: {cut.stride} frames of {data.fps:g} in a second")
         else:
@@ -159,18 +169,19 @@ class LeRobotImport:
         Raises UsageError for a taken name or folder; LaryError if a split has no rows.
         """
         check_new(self.name, self.tables)
-        data, episodes = self.data, self.episodes
-        files = {data.data_path(item) for item in episodes}
-        if self.is_video:  # episodes of one video come one after the other, so that it is decoded once
-            places = {item[2]: (path, item[0]) for path, members in self.members.items() for item in members}
-            episodes = sorted(episodes, key=lambda item: places.get(item.index, (Path(), 0.0)))
-            files |= {places[item.index][0] for item in episodes if item.index in places}
+        data = self.data
+        wanted = {item.index for item in self.episodes}
+        files = {data.data_path(item) for item in self.episodes}
+        files |= {path for path, members in self.members.items() if wanted.intersection(item[2] for item in members)}
         data.fetch(files)
         self._prepare_root()
         sources = []
-        for item in episodes:
-            reads = partial(self._values, item), partial(self._images, item)
-            sources.append(SourceEpisode(f"ep_{item.index}", f"episode {item.index}", *reads))
+        for camera in self.cameras:
+            # Episodes of one video come one after the other, so that it is decoded once.
+            for item in sorted(self.episodes, key=partial(self._place, camera)):
+                reads = partial(self._values, camera, item), partial(self._images, camera, item)
+                text = task_of(item) if isinstance(self.cut, TaskCut) else ""
+                sources.append(SourceEpisode(self._folder(camera, item), f"episode {item.index}", *reads, text))
         found, failures = import_episodes(sources, self.cut, self.root, resume=True)
         if self.in_order:
             numbers = ", ".join(map(str, sorted(self.in_order)[:10]))
@@ -183,16 +194,37 @@ class LeRobotImport:
         for item in self.episodes:
             cells = [self.name, self.robot, str(item.index), "; ".join(map(str, item.tasks))]
             split = "val" if item.index in self.val else "train"
-            rows += [(split, [*cells, *row]) for row in found.get(f"ep_{item.index}", [])]
+            own = (found.get(self._folder(camera, item), []) for camera in self.cameras)
+            rows += [(split, [*cells, *row]) for part in own for row in part]
         plugin = self.tables / f"{self.name}_dataset.py"
         spec = self._record(plugin, len(rows))
-        return save_import(spec, plugin, self.tables, self.data_dir, COLUMNS, rows, failures)
+        report = save_import(spec, plugin, self.tables, self.data_dir, COLUMNS, rows, failures)
+        if isinstance(spec.target, ActionSpace):
+            tables = tuple(self.tables / spec.table_name(split) for split in report.rows)
+            write_relative(RelativeConfig(dataset=self.name, csv=tables), self.settings)
+        return report
+
+    def _is_video(self, camera: str) -> bool:
+        return self.data.features[camera].dtype == "video"
+
+    def _place(self, camera: str, item: Episode) -> tuple[Path, float]:
+        """The video of an episode and the second at which it begins there; nothing for other images."""
+        with contextlib.suppress(LaryError):
+            if self._is_video(camera):
+                return self.data.video(item, camera)
+        return Path(), 0.0
+
+    def _folder(self, camera: str, item: Episode) -> str:
+        """The folder of an episode's images, with the camera's name where there are several."""
+        short = re.sub(r"[^\w-]+", "_", camera.rsplit(".", 1)[-1])
+        return f"ep_{item.index}" if len(self.cameras) == 1 else f"{self.cameras.index(camera)}_{short}/ep_{item.index}"
 
     def _prepare_root(self) -> None:
         """Make the folder of the import, with a file of its choices. Raises UsageError."""
-        cut = {"stride": self.cut.stride} if self.cut.stride else {"atomic": asdict(self.cut)}
+        cut: JsonDict = {"stride": self.cut.stride} if self.cut.stride else {"atomic": asdict(self.cut)}
+        cut |= {"labels": "task"} if isinstance(self.cut, TaskCut) else {}
         source = str(self.data.folder.resolve())
-        chosen = {"source": source, "camera": self.camera, "actions": self.actions, **cut}
+        chosen = {"source": source, "camera": self._camera, "actions": self.actions, **cut}
         choices = json.loads(json.dumps(chosen))  # tuples become lists, as in the file
         path = self.root / OPTIONS
         if self.root.exists():
@@ -206,23 +238,28 @@ class LeRobotImport:
                 shutil.rmtree(self.root)
         write_json(path, choices)
 
-    def _images(self, item: Episode, length: int, wanted: list[int]) -> Iterable[bytes]:
+    @property
+    def _camera(self) -> str | tuple[str, ...]:
+        """The camera, or several, as records and choices name them."""
+        return self.cameras[0] if len(self.cameras) == 1 else self.cameras
+
+    def _images(self, camera: str, item: Episode, length: int, wanted: list[int]) -> Iterable[bytes]:
         """The image files of some frames of an episode, from its video or its table."""
-        if not self.is_video:
-            cells = self.data.table(item, [self.camera]).column(self.camera)
+        if not self._is_video(camera):
+            cells = self.data.table(item, [camera]).column(camera)
             return (stored_image(cells[at].as_py()) for at in wanted)
-        return self._video(item).images(self.numbers.pop(item.index)[wanted].tolist())
+        return self._video(camera, item).images(self.numbers.pop((camera, item.index))[wanted].tolist())
 
-    def _video(self, item: Episode) -> EpisodeVideo:
-        return self._opened(self.data.video(item, self.camera)[0])
+    def _video(self, camera: str, item: Episode) -> EpisodeVideo:
+        return self._opened(self.data.video(item, camera)[0])
 
-    def _values(self, item: Episode) -> Floats:
+    def _values(self, camera: str, item: Episode) -> Floats:
         """The values of an episode, once the frames of its rows are known, also of a resumed import."""
-        if self.is_video:
+        if self._is_video(camera):
             stamps = self.data.table(item, []).column("timestamp").to_pylist()
-            self.numbers[item.index], in_order = self._video(item).numbers(item.index, stamps)
+            self.numbers[camera, item.index], in_order = self._video(camera, item).numbers(item.index, stamps)
             if in_order:
-                self.in_order.append(item.index)
+                self.in_order.add(item.index)
         return self.data.values(item, self.actions)
 
     def _record(self, plugin: Path, samples: int) -> DatasetSpec:
@@ -231,12 +268,13 @@ class LeRobotImport:
         choices = {
             "actions": self.actions,
             "atomic": None if stride else asdict(self.cut),
-            "camera": self.camera,
+            "camera": self._camera,
             "dims": self.dims,
             "episodes": [episode.index for episode in self.episodes],
             "licence": asdict(self.licence),
             "robot": self.robot,
             "stride": stride or 1,
+            **({"labels": "task"} if isinstance(self.cut, TaskCut) else {}),
             "val": sorted(self.val),
         }
         words = f"--dataset {name}"
@@ -246,11 +284,16 @@ class LeRobotImport:
             relative_command=f"lary data relative {words} --csv data/{name}_metadata_train.csv --plugin {plugin}",
         )
         what = f"{'' if stride else 'atomic motions of '}{', '.join(self.actions)}"
+        fields: JsonDict = {} if len(self.cameras) == 1 else {"group_column": "episode"}
+        if isinstance(self.cut, TaskCut):
+            what = "texts of tasks"
+            fields = {"group_column": "episode", "target": LabelSpace(tuple(self.texts))}
         return pair_record(
             name,
             self.cut,
             self.dims,
             normalisation,
+            **fields,
             licences=(self.licence,),
             embodiment_column="robot_type",
             embodiment=self.robot,
@@ -258,9 +301,15 @@ class LeRobotImport:
             revision=digest(repr(sorted(data.info.items())), repr(sorted(choices.items()))),
             description=(
                 f"Imported from {self.licence.source} (LeRobot {data.info['codebase_version']}), camera "
-                f"{self.camera}, {what} at {data.fps:g} frames/s; split by episode."
+                f"{' and '.join(self.cameras)}, {what} at {data.fps:g} frames/s; split by episode."
             ),
         )
+
+
+def task_of(item: Episode) -> str:
+    """The text of an episode's task; empty where it has none, or several."""
+    texts = {str(text).strip() for text in item.tasks}
+    return texts.pop() if len(texts) == 1 else ""
 
 
 def default_camera(data: LeRobot) -> str:

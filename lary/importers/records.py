@@ -12,7 +12,7 @@ from lary.data.normalisation import measure_table
 from lary.data.spec import DATASETS, EPISODE, ActionSpace, DatasetSpec, LabelSpace, Normalisation, Split
 from lary.data.tables import compiled, read_table, write_csv
 from lary.files import check_name, inside, parsed, read_json, write_bytes, write_failures, write_text
-from lary.importers.episodes import ATOMIC_CLASSES, MOST_VALUES, Cut, PairCut
+from lary.importers.episodes import ATOMIC_CLASSES, MOST_VALUES, Cut, PairCut, TaskCut
 from lary.types import Failure, LaryError, UsageError
 
 PLUGIN = '''"""Registers the data set of the JSON file beside this one: pass this file to lary with --plugin."""
@@ -46,8 +46,10 @@ def check_new(name: str, tables: Path) -> str:
 def pair_record(
     name: str, cut: Cut, dims: Sequence[str], normalisation: Normalisation | None = None, **fields: Any
 ) -> DatasetSpec:
-    """The record of a data set of image pairs or of atomic motions, with further fields."""
-    if isinstance(cut, PairCut):
+    """The record of a data set of image pairs, of tasks or of atomic motions, with further fields."""
+    if isinstance(cut, TaskCut):
+        fields |= {"media_depth": 0}
+    elif isinstance(cut, PairCut):
         target = ActionSpace(tuple(dims), cut.stride, normalisation or Normalisation())
         fields |= {"target": target, "group_pattern": EPISODE, "media_depth": 0}
     else:

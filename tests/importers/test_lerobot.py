@@ -271,3 +271,65 @@ def test_descriptions_and_options_out_of_range(tmp_path: Path) -> None:
         path.write_text(json.dumps(info | change))
         with bounded():
             assert words in run(tmp_path, code=code)
+
+
+def retell(root: Path, *texts: str | None) -> None:
+    """Give the episodes of a data set of v2.1 other tasks."""
+    file = root / "source" / "meta" / "episodes.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    told = [{**line, "tasks": [text] if text else []} for line, text in zip(lines, texts, strict=True)]
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in told))
+
+
+def test_texts_of_tasks_are_classes(tmp_path: Path) -> None:
+    write_lerobot(tmp_path / "source", "v2.1", "h264")
+    run(tmp_path, "--labels", "task", code=2)
+    assert "1 texts of tasks, and two are needed" in run(tmp_path, "--labels", "task", code=2)
+    retell(tmp_path, "lift", "push", "lift", None)
+    text = run(tmp_path, "--labels", "task", "--stride", "4", code=1)
+    assert "labels: 2 tasks, such as 'lift'" in text
+    assert failed(tmp_path) == {"3": "The episode has no text of a task, or several."}
+    found = rows(tmp_path)
+    assert {(row["episode"], row["action"]) for row in found} == {("0", "lift"), ("1", "push"), ("2", "lift")}
+    assert load_record(tmp_path / "data" / "arm_dataset.json").labels.classes == ("lift", "push")
+    first = next(row for row in found if row["episode"] == "1")
+    pictures = [told(read_image(tmp_path / "data/classification/arm" / first[name])) for name in ("src_img", "tgt_img")]
+    assert pictures == [(FRONT, 1, 0), (FRONT, 1, 4)]
+    assert not (tmp_path / "data/classification/arm/actions").exists()
+
+
+@pytest.mark.parametrize("kind", ["v2.1 h264", "v3.0 av1", "v2.1 PNG"])
+def test_several_cameras_are_rows_of_the_same_episodes(tmp_path: Path, kind: str) -> None:
+    version, form = kind.split()
+    write_lerobot(tmp_path / "source", version, form, form if form == "PNG" else None)
+    run(tmp_path, *STRIDE, "--camera", FRONT, "--camera", WRIST)
+    seen = []
+    for row in rows(tmp_path):
+        camera, episode, at = told(read_image(tmp_path / "data/regression/arm" / row["src_img"]))
+        assert row["episode"] == str(episode)
+        seen.append((camera, episode, at))
+    one = [(e, at) for e, n in enumerate(LENGTHS) for at in range(0, n - 3, 3)]
+    assert sorted(seen) == sorted((camera, *place) for camera in (FRONT, WRIST) for place in one)
+    splits = {row["episode"]: row["split"] for row in rows(tmp_path)}
+    assert all(row["split"] == splits[row["episode"]] for row in rows(tmp_path)), "a split divides no episode"
+    spec = load_record(tmp_path / "data" / "arm_dataset.json")
+    assert (spec.group_column, "front" in spec.description, "wrist" in spec.description) == ("episode", True, True)
+
+
+def test_relative_targets_come_with_the_import(tmp_path: Path) -> None:
+    write_lerobot(tmp_path / "source", "v2.1", "h264")
+    run(tmp_path, *STRIDE)
+    places = ("--dataset", "arm", "--model", "pixels", "--workers", "1")
+    for split in ("train", "val"):
+        printed("extract", "--split", split, *places, "--lary-la-dir", tmp_path / "la", root=tmp_path)
+    words = (
+        "--model-type",
+        "ridge",
+        "--probe-preset",
+        "demo",
+        "--action-mode",
+        "relative",
+        "--lary-la-dir",
+        tmp_path / "la",
+    )
+    printed("regress", *places[:4], *words, root=tmp_path, has=["seen_mse"])
