@@ -24,15 +24,12 @@ LAYERS = {
 }  # fmt: skip
 """Parts of the package: a module may import from its own layer and from those before it."""
 APART = (("models", "data"), ("data", "models"), ("probes", "models"))
-# The house has 22,000 lines, 100 modules, 160,000 tokens and 12,000 lines of tests. "Numbers that hold" adds 700 lines,
-# 3 modules and 1,000 lines of tests, the demo that shows the claim 115 lines. New code has about 10.5 tokens per line.
-# "Impossible to hurt" may add 300 lines, 2 modules and 800 lines of tests; so far 150, 1 and 200 for odd results,
-# names, streams, limits and sweeps; 150, 0 and 440 for data: records, LeRobot, tables, hubs, stores, changed formats.
-# "For its users" may add 1,200 lines, 6 modules and 1,000 lines of tests; so far 480, 2 and 300 for plug-ins,
-# records that are found, tables for papers, submissions, the plan of a sweep, the site and its notebooks.
+# The house has 22,000 lines, 100 modules, 160,000 tokens and 12,000 lines of tests. New code has about 10.5 tokens per
+# line. To this add, in lines, modules and lines of tests: "Numbers that hold" 700, 3 and 1,000, "Impossible to hurt" 300,
+# 2 and 800, "For its users" 1,200, 6 and 1,000. The scripts of "Impossible to hurt" add 210 lines to benchmarks/.
 LIMITS = {
-    "lines": 23_540, "modules": 105, "tokens": 174_259, "characters per line": 43, "longest module": 400,
-    "templates, scripts and styles": 900, "lines of tests": 13_901, "lines of utils/ and benchmarks/": 2_460,
+    "lines": 24_200, "modules": 111, "tokens": 183_100, "characters per line": 43, "longest module": 400,
+    "templates, scripts and styles": 900, "lines of tests": 14_800, "lines of utils/ and benchmarks/": 2_670,
     "words of the README": 1_000,
 }  # fmt: skip
 """Budgets of the whole; they only ever become smaller, but for allowances that an issue names."""

@@ -30,7 +30,7 @@ BATCH, UNIT = 2, 16
 """Rows per batch and per unit of work: eight batches, in a store of either kind."""
 UNSTABLE = ("extraction.json", "lock")
 """Of a store: how long it took, and who writes to it."""
-TIMES = ("created", "provenance", "timings")
+TIMES = ("created", "provenance", "timings", "seal")
 """Of a result: what differs between two runs of one command."""
 
 Picture = npt.NDArray[np.uint8]

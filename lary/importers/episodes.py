@@ -180,7 +180,7 @@ class MotionCut:
 
 @dataclass(frozen=True)
 class TaskCut(PairCut):
-    """Pairs as for actions, whose label is the text of the episode's task."""
+    """Pairs with the text of the task as label."""
 
     task = "classification"
 

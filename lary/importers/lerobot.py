@@ -97,7 +97,7 @@ class LeRobotImport:
         self._opened = lru_cache(maxsize=1)(lambda path: EpisodeVideo(path, self.members[path], data.fps))
         self.numbers: dict[tuple[str, int], Ints] = {}
         self.in_order: set[int] = set()
-        self.texts = sorted({text for item in self.episodes if (text := task_of(item))})
+        self.texts = sorted({text for item in self.episodes if (text := text_of_task(item))})
         if config.labels == "task" and len(self.texts) < 2:
             raise UsageError(f"--labels task: {data.folder} has {len(self.texts)} texts of tasks, and two are needed.")
         self.dims = data.dimension_names(self.actions)
@@ -180,7 +180,7 @@ class LeRobotImport:
             # Episodes of one video come one after the other, so that it is decoded once.
             for item in sorted(self.episodes, key=partial(self._place, camera)):
                 reads = partial(self._values, camera, item), partial(self._images, camera, item)
-                text = task_of(item) if isinstance(self.cut, TaskCut) else ""
+                text = text_of_task(item) if isinstance(self.cut, TaskCut) else ""
                 sources.append(SourceEpisode(self._folder(camera, item), f"episode {item.index}", *reads, text))
         found, failures = import_episodes(sources, self.cut, self.root, resume=True)
         if self.in_order:
@@ -208,14 +208,14 @@ class LeRobotImport:
         return self.data.features[camera].dtype == "video"
 
     def _place(self, camera: str, item: Episode) -> tuple[Path, float]:
-        """The video of an episode and the second at which it begins there; nothing for other images."""
+        """Video of an episode and where it begins there; nothing for images."""
         with contextlib.suppress(LaryError):
             if self._is_video(camera):
                 return self.data.video(item, camera)
         return Path(), 0.0
 
     def _folder(self, camera: str, item: Episode) -> str:
-        """The folder of an episode's images, with the camera's name where there are several."""
+        """The folder of an episode's images, by camera where there are several."""
         short = re.sub(r"[^\w-]+", "_", camera.rsplit(".", 1)[-1])
         return f"ep_{item.index}" if len(self.cameras) == 1 else f"{self.cameras.index(camera)}_{short}/ep_{item.index}"
 
@@ -244,7 +244,7 @@ class LeRobotImport:
         return self.cameras[0] if len(self.cameras) == 1 else self.cameras
 
     def _images(self, camera: str, item: Episode, length: int, wanted: list[int]) -> Iterable[bytes]:
-        """The image files of some frames of an episode, from its video or its table."""
+        """Image files of some frames of an episode."""
         if not self._is_video(camera):
             cells = self.data.table(item, [camera]).column(camera)
             return (stored_image(cells[at].as_py()) for at in wanted)
@@ -254,7 +254,7 @@ class LeRobotImport:
         return self._opened(self.data.video(item, camera)[0])
 
     def _values(self, camera: str, item: Episode) -> Floats:
-        """The values of an episode, once the frames of its rows are known, also of a resumed import."""
+        """The values of an episode, once the frames of its rows are known."""
         if self._is_video(camera):
             stamps = self.data.table(item, []).column("timestamp").to_pylist()
             self.numbers[camera, item.index], in_order = self._video(camera, item).numbers(item.index, stamps)
@@ -306,8 +306,8 @@ class LeRobotImport:
         )
 
 
-def task_of(item: Episode) -> str:
-    """The text of an episode's task; empty where it has none, or several."""
+def text_of_task(item: Episode) -> str:
+    """The text of an episode's task; empty for none or several."""
     texts = {str(text).strip() for text in item.tasks}
     return texts.pop() if len(texts) == 1 else ""
 

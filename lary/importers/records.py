@@ -46,7 +46,7 @@ def check_new(name: str, tables: Path) -> str:
 def pair_record(
     name: str, cut: Cut, dims: Sequence[str], normalisation: Normalisation | None = None, **fields: Any
 ) -> DatasetSpec:
-    """The record of a data set of image pairs, of tasks or of atomic motions, with further fields."""
+    """The record of a data set of image pairs, with further fields."""
     if isinstance(cut, TaskCut):
         fields |= {"media_depth": 0}
     elif isinstance(cut, PairCut):
