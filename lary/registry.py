@@ -39,7 +39,7 @@ def suggest(wrong: str, known: Sequence[str]) -> str:
 
 
 record_folder: list[Path] = []
-"""The data/ of the LARY_ROOT that settings were last loaded for: records of data sets there are known by name."""
+"""The data/ of the last settings' LARY_ROOT: records of data sets there are known by name."""
 
 
 class Registry(Generic[Record]):
@@ -73,7 +73,7 @@ class Registry(Generic[Record]):
         self._families.append(make)
 
     def add_source(self, find: Callable[[], Mapping[str, Record]]) -> None:
-        """Ask `find` at every look-up for further records by name; registered ones go first."""
+        """Ask `find` at every look-up for further records."""
         self._sources.append(find)
 
     def get(self, name: str) -> Record:

@@ -36,7 +36,7 @@ for name, (function, meaning) in _COMMANDS.items():
     app.command(f"lary.cli.{function}", name=name, help=meaning)
 app.register_install_completion_command()
 LOUDNESS = {"--quiet": "WARNING", "--verbose": "DEBUG", "--debug": "INFO"}
-"""Words that every command takes, and the level of the log that they mean."""
+"""Words of every command, and the level of the log."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -136,7 +136,7 @@ def run_sweep(file: Path, config: SweepConfig, settings: Settings) -> int:
 
 
 def lacking(plan: Sequence[Planned], settings: Settings) -> dict[int, str]:
-    """What runs lack that aren't done, by their numbers: weights, a table, one of its classes, media."""
+    """What undone runs lack, by number: weights, a table, media."""
     found: dict[int, str] = {}
     checked: dict[tuple[str, str], str] = {}
     for each in plan:
