@@ -2,10 +2,11 @@
 
     python -m benchmarks.faults.commands [--kills 10] [--seed 0] [--only NAME ...]
 
-A case is a folder that is made ready once, and a command that works in it. It is run undisturbed to learn its time and
-its files. Then, in a new copy of the folder, its process group is killed at random moments, up to three times in a row,
-and the command started again to its end. The files have to be those of the undisturbed run, but for fields of time, host
-and process, and no temporary file may be left. Extraction and two probes are in ``kills.py``. Exit code 1 if any differs.
+A case is a folder that is made ready once, and a command that works in it. It is run undisturbed to learn its time
+and its files. Then, in a new copy of the folder, its process group is killed at random moments, up to three times in a
+row, and the command started again to its end. The files have to be those of the undisturbed run, but for fields of
+time, host and process, and no temporary file may be left. Extraction and two probes are in ``kills.py``. Exit code 1 if
+any differs.
 """
 
 from __future__ import annotations

@@ -240,7 +240,7 @@ class LeRobotImport:
 
     @property
     def _camera(self) -> str | tuple[str, ...]:
-        """The camera, or several, as records and choices name them."""
+        """The camera, or several."""
         return self.cameras[0] if len(self.cameras) == 1 else self.cameras
 
     def _images(self, camera: str, item: Episode, length: int, wanted: list[int]) -> Iterable[bytes]:
