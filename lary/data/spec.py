@@ -257,7 +257,7 @@ def register_dataset(spec: DatasetSpec) -> DatasetSpec:
 
 
 def kind_of(spec: DatasetSpec) -> str:
-    """What is shown and what is asked, such as ``pair, 5 x 7 actions`` or ``clip, 54 classes``."""
+    """What is shown and asked, such as ``pair, 5 x 7 actions``."""
     if isinstance(spec.target, LabelSpace):
         return f"{spec.media}, {len(spec.target.classes)} classes"
     return f"{spec.media}, {spec.target.horizon} x {len(spec.target.dims)} actions"

@@ -140,7 +140,7 @@ def write_split(table: Path, config: SplitConfig) -> SplitReport:
 
 
 def own_groups(table: Path, config: GroupOptions, media: str) -> list[str]:
-    """The groups that options find in a table, if given. Raises UsageError where they find none."""
+    """The groups that options find in a table. Raises UsageError for none."""
     if not (config.group_column or config.group_pattern):
         return []
     column, pattern = config.group_column or media, config.group_pattern or "(?s).+"

@@ -190,7 +190,7 @@ class SampleTable:
 
     @property
     def unit(self) -> str:
-        """What the groups are: episodes or videos, or the samples where nothing names some of these."""
+        """What the groups are: episodes, videos, or samples where nothing names these."""
         media = self.spec.media
         return f"{media}s" if "" in self.sources else "episodes" if media == "pair" else "videos"
 
@@ -350,7 +350,7 @@ def evaluate(pattern: str, path: str, replacement: str | None = None) -> Any:
 
 
 def matched(pattern: str, path: str) -> str:
-    """The first group, or the match, of a pattern in a path without its image folder; or empty."""
+    """The first group, or the match, of a pattern in a path; or empty."""
     found = evaluate(pattern, f"/{path}".replace(f"/{IMAGE_FOLDER}/", "/", 1)[1:])
     return "" if found is None else next(filter(None, (*found.groups(), found[0])), "")
 

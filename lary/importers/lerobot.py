@@ -1,4 +1,4 @@
-"""Importing a LeRobot data set as pairs with actions or as atomic motions, split by episode.
+"""Importing a LeRobot data set as pairs with actions or labels, split by episode.
 
 Images and actions go below ``DATA_DIR``, for pairs with the statistics of the training split
 beside them; tables and record go to ``LARY_ROOT/data``.
@@ -107,7 +107,7 @@ class LeRobotImport:
         self.root = self.data_dir / self.cut.task / name
 
     def _motion_cut(self) -> MotionCut:
-        """The cut by labels: columns of position and gripper, and what counts as open."""
+        """The cut into motions: columns, and what counts as open."""
         self.data.fetch(self.data.data_path(episode) for episode in self.episodes)
         position, gripper = find_position(self.config.position, self.dims), self.config.gripper
         column = next((number for number, name in enumerate(self.dims) if "grip" in name.lower()), None)
@@ -126,7 +126,7 @@ class LeRobotImport:
         return MotionCut(position, column, AtomicRule.of(self.config, middle))
 
     def _choose_validation(self) -> frozenset[int]:
-        """Episodes that validate: those that are declared (``"40:50"``), or a random share."""
+        """Episodes that validate, as declared (``"40:50"``) or a random share."""
         numbers = [episode.index for episode in self.episodes]
         declared = self.data.meta.splits or {}
         for name in VALIDATION:

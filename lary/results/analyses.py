@@ -82,7 +82,7 @@ def make_analysis(kind: AnalysisKind, config: AnalyzeConfig, settings: Settings)
 
 
 def _chosen_runs(config: AnalyzeConfig, settings: Settings) -> tuple[FinishedRun, ...]:
-    """Every finished run that was asked for, but controls and random projections. Raises UsageError."""
+    """The finished runs asked for, without controls. Raises UsageError."""
     folder = config.folder or settings.path("LARY_LOG_DIR")
     found = [run for run in find_results(folder)[0] if run.result.control is None and run.result.project is None]
     if not found:

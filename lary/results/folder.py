@@ -42,7 +42,7 @@ class RunFolder:
         return self.folder / WORK
 
     def publish(self, result: EvalResult) -> EvalResult:
-        """Move all files out of ``.work/``, the result last; returns the result with their digests."""
+        """Move all files out of ``.work/``, the result last; returns it with digests."""
         remove_torn(self.work, below=True)
         digests = {
             path.relative_to(self.work).as_posix(): file_digest(path, 64)
@@ -189,7 +189,7 @@ def finished_run(place: Path) -> FinishedRun:
 
 
 def find_results(folder: Path) -> tuple[list[FinishedRun], list[Broken]]:
-    """Every finished run below a folder, and the results that can't be read. Raises UsageError."""
+    """Finished runs below a folder, and unreadable results. Raises UsageError."""
     if not folder.is_dir():
         raise UsageError(f"There is no folder {folder}: name the folder that holds the runs, such as $LARY_LOG_DIR.")
     runs: list[FinishedRun] = []

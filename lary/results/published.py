@@ -113,7 +113,7 @@ def png_of(picture: Pixels) -> bytes:
 
 
 def example_rows(split: SplitOutcome) -> list[tuple[int, float, float]]:
-    """Rows to show as (row, quantile, error): the samples at `EXAMPLE_QUANTILES`, ties by row."""
+    """Rows to show as (row, quantile, error), at `EXAMPLE_QUANTILES`."""
     values = split.selections[headline(split.selections)].values
     error = ((values - split.targets) ** 2).mean(axis=(1, 2))
     order = np.argsort(error, kind="stable")

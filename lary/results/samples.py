@@ -130,7 +130,7 @@ def _write_maps(run: FinishedRun, context: Context, known: dict[str, None]) -> F
 
 
 def _chosen_rows(split: SplitLatents, context: Context, known: dict[str, None]) -> list[int]:
-    """The samples named by id or media path; unnamed, of evenly spaced classes."""
+    """The named samples; unnamed, of evenly spaced classes."""
     config = context.config
     names: dict[str, int] = {}
     for row, sample in enumerate(split.table):  # of equal names the first row counts
