@@ -107,7 +107,7 @@ def compare_results(places: Sequence[str | Path], role: str = "seen", seed: int 
     first, *others = (open_scored(place, role) for place in places)
     for other in others:
         _check_alike(first, other)
-    found = [_difference(first, other, seed) for other in others]
+    found = [paired_difference(first, other, seed) for other in others]
     corrected = iter(stats.holm([each.p for each in found if each.p is not None]))
     rows = (each if each.p is None else replace(each, p=next(corrected)) for each in found)
     return Comparison(first, role, tuple(rows))
@@ -130,7 +130,7 @@ def _check_alike(first: FinishedRun, other: FinishedRun) -> None:
             )
 
 
-def _difference(first: ScoredRun, other: ScoredRun, seed: int) -> Difference:
+def paired_difference(first: ScoredRun, other: ScoredRun, seed: int = 0) -> Difference:
     """One comparison, its p value uncorrected. Raises LaryError if the runs share no sample."""
     names, rows, theirs = np.intersect1d(first.scores.ids, other.scores.ids, return_indices=True)
     if not len(names):

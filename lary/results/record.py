@@ -67,7 +67,7 @@ class Metric(Strict):
         return f"[{number(self.low, self.unit)}, {number(self.high, self.unit)}]"
 
     def text(self, reason: bool = True) -> str:
-        """The number and its interval, or why it has none, for a terminal, fractions in per cent."""
+        """The number and its interval, or why it has none."""
         why = f"(no interval: {self.no_interval})" if reason and self.no_interval else ""
         return f"{number(self.value, self.unit)} {self.bounds or why}".rstrip()
 

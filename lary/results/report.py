@@ -2,10 +2,10 @@
 
 import base64
 import io
-import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from lary.files import write_text
 from lary.models.overview import paper_rows
 from lary.results.folder import Broken, FinishedRun, find_results
 from lary.results.published import png_of
+from lary.results.ranking import Row, pooled_rows, ranked
 from lary.results.record import FILE_NAME, EvalResult, Example, Metric, number
 from lary.types import JsonDict, LaryError, UsageError, as_path
 
@@ -32,8 +33,7 @@ PUBLISHED = {
     "lam_ablation": None,
 }
 """Tables of the paper, whose columns are keys of data sets: whether higher is better."""
-BoardRow = tuple[str, Mapping[str, Metric], FinishedRun | None]
-"""Label, metrics and run."""
+PAPER = {"protocol": "paper", "preset": "paper", "actions": "absolute", "probe": "", "splits": ""}  # of its tables
 
 
 def write_report(folder: str | Path, target: str | Path | None = None) -> Path:
@@ -47,11 +47,11 @@ def write_report(folder: str | Path, target: str | Path | None = None) -> Path:
         raise UsageError(f"No {FILE_NAME} below {folder}: run 'lary classify' or 'lary regress' first.")
     path = as_path(target) if target else folder / REPORT_NAME
     try:
-        page = _page(runs, broken)
+        page = _page(runs, broken, path.parent)
     except Exception:  # costs the odd run alone
         found = [(run, _problem(run)) for run in runs]
         broken += [(run.folder.relative_to(folder) / FILE_NAME, why) for run, why in found if why]
-        page = _page([run for run, why in found if not why], broken)
+        page = _page([run for run, why in found if not why], broken, path.parent)
     write_text(path, page)
     return path
 
@@ -59,14 +59,14 @@ def write_report(folder: str | Path, target: str | Path | None = None) -> Path:
 def _problem(run: FinishedRun) -> str:
     """Why a run can't be shown, if so."""
     try:
-        _page([run], ())
+        _page([run], (), run.folder)
     except Exception as error:
         return f"it can't be shown: {type(error).__name__}: {error}"
     return ""
 
 
-def _page(runs: Sequence[FinishedRun], broken: Sequence[Broken]) -> str:
-    """The page as text. The same results give the same page."""
+def _page(runs: Sequence[FinishedRun], broken: Sequence[Broken], folder: Path) -> str:
+    """The page of a folder as text. The same results give the same page."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -76,9 +76,9 @@ def _page(runs: Sequence[FinishedRun], broken: Sequence[Broken]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for filter in (number, metric_name, settings_of, dataset_title, published_score):
+    for filter in (number, metric_name, settings_of, dataset_title):
         environment.filters[filter.__name__] = filter
-    environment.filters["as_json"] = lambda value: json.dumps(value, ensure_ascii=False, default=str)
+    environment.filters["link"] = lambda run: quote(Path(os.path.relpath(run.folder / FILE_NAME, folder)).as_posix())
     environment.globals |= {
         "verdict": lambda gain, p=None: READINGS[gain.reading(p)],
         "confusion_picture": _confusion_picture,
@@ -97,27 +97,21 @@ def _page(runs: Sequence[FinishedRun], broken: Sequence[Broken]) -> str:
 # --- what is compared with what ---
 
 
-def board_rows(runs: Sequence[FinishedRun]) -> list[BoardRow]:
-    """Label, metrics and run of every run, and of every control once, best first."""
-    primary = runs[0].result.primary
-    found: dict[Any, BoardRow] = {}
-    for run in runs:
-        result = run.result
-        found[run.number, run.folder] = (result.label, result.selections[result.headline].metrics, run)
-        for name, control in result.controls.items():
-            value = control.metrics.get(primary)
-            found.setdefault((name, f"{value.value:.6g}" if value else ""), (name, control.metrics, None))
-    return sorted(found.values(), key=lambda row: row[1][primary].rank if primary in row[1] else np.inf)
-
-
 def contests_of(runs: Sequence[FinishedRun]) -> list[JsonDict]:
     """Runs that may be ranked together, best first."""
-    found: dict[Any, list[FinishedRun]] = {}
+    found: dict[tuple[str, ...], list[FinishedRun]] = {}
     for run in sorted(runs, key=lambda run: (run.result.score.rank, run.result.label)):
         key = (column_title(run.result), run.result.kind, run.result.task, run.result.primary)
         found.setdefault(key, []).append(run)
-    contests = sorted(found.items())
-    return [{"name": " · ".join(key[:2]), "runs": own, "rows": board_rows(own)} for key, own in contests]
+    contests = []
+    for (title, kind, _, primary), own in sorted(found.items()):
+        rules = {name: each.metrics for run in reversed(own) for name, each in run.result.controls.items()}
+        beside, reason = published_rows(own[0])
+        beside += [Row(name.replace("_", " "), "control", metrics) for name, metrics in rules.items()]
+        rows = ranked([*pooled_rows(own), *beside], primary)
+        names = {"title": title, "kind": kind, "name": f"{title} · {kind}", "unpublished": reason}
+        contests.append({**names, "runs": own, "rows": rows})
+    return contests
 
 
 def column_title(result: EvalResult) -> str:
@@ -150,7 +144,7 @@ def metric_name(name: str) -> str:
 
 
 def _confusion_picture(matrix: Sequence[Sequence[int]]) -> str:
-    """Shares of the true class (L, L) as opacity of a PNG, which suits light and dark pages."""
+    """Shares of the true class (L, L) as opacity of a PNG."""
     shares = np.asarray(matrix) / np.maximum(np.sum(matrix, axis=0), 1)
     pixels = np.full((*shares.shape, 4), (43, 140, 196, 0), dtype=np.uint8)
     pixels[..., 3] = np.round(255 * shares)
@@ -158,7 +152,7 @@ def _confusion_picture(matrix: Sequence[Sequence[int]]) -> str:
 
 
 def _pictures(run: FinishedRun, example: Example) -> Iterator[tuple[str, str]]:
-    """Source and target frame of an example as data addresses, as far as they can be read."""
+    """Frames of an example as data addresses."""
     from PIL import Image
 
     for part, name in zip(("source", "target"), example.pictures, strict=False):
@@ -178,12 +172,28 @@ def _pictures(run: FinishedRun, example: Example) -> Iterator[tuple[str, str]]:
 # --- tables of the paper ---
 
 
+def paper_scores(result: EvalResult) -> dict[str, Metric]:
+    """The paper's numbers for the data set of a result, by model."""
+    score, data = result.score, result.dataset.name
+    tables = [paper_rows(name) for name, higher in PUBLISHED.items() if higher is score.higher_is_better]
+    rows = [row for table in tables for row in table if row.get(data)]
+    without = {"low": None, "high": None, "no_interval": ""}
+    return {row["model"]: score.model_copy(update={"value": float(row[data]) / score.scale, **without}) for row in rows}
+
+
 def published_score(result: EvalResult) -> Metric | None:
     """The paper's number for the same model, data set and kind of probe, where it has one."""
     if result.action_mode == "relative" or result.dataset.split_set or result.label != result.model.name:
         return None
-    for name, higher in PUBLISHED.items():
-        for row in paper_rows(name) if higher is result.score.higher_is_better else ():
-            if row["model"] == result.model.name and result.dataset.name in row:
-                return Metric(value=float(row[result.dataset.name]) / result.score.scale, unit=result.score.unit)
-    return None
+    return paper_scores(result).get(result.model.name)
+
+
+def published_rows(run: FinishedRun) -> tuple[list[Row], str]:
+    """Rows of the paper that a run may be compared with, or why there are none."""
+    own = zip(PAPER.items(), (*run.settings, run.result.dataset.split_set), strict=True)
+    differs = [f"{name} {value}" for (name, usual), value in own if value not in ("", usual)]
+    found = paper_scores(run.result).items()
+    if not found or differs:
+        beside = f"are not beside these runs, which have {', '.join(differs)}."
+        return [], f"The paper's numbers for this data set {beside}" if found else "The paper has no such data set."
+    return [Row(f"{name} (paper)", "published", {run.result.primary: own}) for name, own in found], ""

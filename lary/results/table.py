@@ -14,11 +14,10 @@ from pathlib import Path
 
 from lary.configs import TableFormat
 from lary.files import csv_text
-from lary.models.overview import paper_rows
 from lary.results.figures import no_formula
 from lary.results.folder import FinishedRun, find_results
 from lary.results.record import EvalResult, Metric
-from lary.results.report import PUBLISHED, column_title, metric_name, settings_of
+from lary.results.report import column_title, metric_name, paper_scores, settings_of
 from lary.runtime import log
 from lary.types import UsageError
 
@@ -84,11 +83,8 @@ def _add_published(board: Board, column: str, result: EvalResult) -> None:
     """Add the rows of the paper with a number for the data set of a result."""
     if result.action_mode == "relative" or result.dataset.split_set or result.folds:
         return
-    for name, higher in PUBLISHED.items():
-        for row in paper_rows(name) if higher is result.score.higher_is_better else ():
-            if row.get(result.dataset.name):
-                value = float(row[result.dataset.name]) / result.score.scale
-                board.add(f"{row['model']} ({PAPER})", column, Metric(value=value, unit=result.score.unit))
+    for name, metric in paper_scores(result).items():
+        board.add(f"{name} ({PAPER})", column, metric)
 
 
 # Formats

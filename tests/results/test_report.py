@@ -10,6 +10,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -29,6 +30,7 @@ from lary.results.summarise import classification_result
 from lary.types import UsageError
 from tests import fake_results as fake
 from tests.helpers import fails
+from tests.results.test_ranking import write_run
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LOADING = {"src", "srcset", "poster", "data", "xlink:href", "action", "background"}
@@ -59,7 +61,10 @@ class Page(HTMLParser):
         loaded = [value for tag, name, value in pairs if name in LOADING or (name == "href" and tag != "a")]
         links = [value for tag, name, value in pairs if name == "href" and tag == "a"]
         own = all(text.startswith("data:image/") for text in loaded) and len(self.all("script")) == 1
-        known = all(address.startswith(("#", "https://arxiv.org/")) for address in links)
+        known = all(
+            address.startswith(("#", "https://arxiv.org/")) or re.fullmatch(r"[\w./%@-]+/result\.json", address)
+            for address in links
+        )
         return own and known and not any(name.startswith("on") for _, name, _ in pairs)
 
 
@@ -75,7 +80,7 @@ def page(runs: Path) -> str:
     return write_report(runs).read_text(encoding="utf-8")
 
 
-def test_page_stands_alone_is_accessible_and_the_same_again(runs: Path, page: str, tmp_path: Path) -> None:
+def test_page_stands_alone_is_accessible_and_the_same_again(runs: Path, page: str) -> None:
     found = Page(page)
     assert (found.harmless(), "default-src 'none'" in page) == (True, True)
     assert not re.search(r"url\(|@import", page)
@@ -84,9 +89,14 @@ def test_page_stands_alone_is_accessible_and_the_same_again(runs: Path, page: st
     names = [str(own["id"]) for _, own in found.found if "id" in own]
     assert len(names) == len(set(names)), "ids are unique"
     assert {str(own["href"])[1:] for own in found.all("a") if str(own["href"])[0] == "#"} <= set(names)
+    files = {str(own["href"]) for own in found.all("a") if str(own["href"]).endswith(FILE_NAME)}
+    assert {(runs / name).resolve() for name in map(unquote, files)} == {*runs.resolve().rglob(FILE_NAME)}
     assert all(own["aria-sort"] == "none" for own in found.all("th") if own["scope"] == "col")
-    assert all(["alt" in own for own in found.all("img")] + [own.get("aria-label") for own in found.all("svg")])
-    assert write_report(runs, tmp_path / "again.html").read_text(encoding="utf-8") == page
+    assert all(
+        ["alt" in own for own in found.all("img")]
+        + [own.get("aria-label") for own in found.all("svg") if "role" in own]
+    )
+    assert write_report(runs, runs / "again.html").read_text(encoding="utf-8") == page
 
 
 def test_page_holds_runs_controls_and_published_tables(page: str) -> None:
@@ -115,6 +125,52 @@ def rows(page: str, table: str) -> list[list[str]]:
     body = page.split(f'id="{table}"')[1].split("<tbody>")[1].split("</tbody>")[0]
     cells = (re.findall(r"<t[hd].*?</t[hd]>", row, re.DOTALL) for row in body.split("</tr>")[:-1])
     return [[" ".join(re.sub(r"<[^>]+>", " ", cell).split()) for cell in row] for row in cells]
+
+
+def charts(page: str) -> dict[str, list[tuple[str, str, float, str]]]:
+    """Of every chart by its name: label, reading, place from the left in per cent and printed number of each mark."""
+    found = {}
+    for chart in re.findall(r'<svg class="chart".*?better on the right', page, re.DOTALL):
+        marks = []
+        for mark in re.split("<g class=", chart)[1:-1]:
+            lines = re.findall(r'class="name" y="\d+">([^<]*)', mark)
+            reading = re.findall(r'class="reading"[^>]*>([^<]*)', mark)[0]
+            place, number = re.findall(r'<svg x="([\d.]+)%"', mark)[0], re.findall(r'"number"[^>]*>([^<]*)', mark)[0]
+            marks.append((" ".join(lines), html.unescape(reading), float(place), number.strip()))
+        found[re.findall(r'data-name="([^"]*)"', chart)[0]] = marks
+    return found
+
+
+def test_the_page_starts_with_charts_of_the_best_where_better_is_on_the_right(page: str, tmp_path: Path) -> None:
+    found = charts(page)
+    arm = found["arm · mlp probe, preset demo, protocol corrected: MSE"]
+    assert [mark[:2] for mark in arm] == [
+        ("acme", "best"), ("pixels", "no test: no scores of samples"), ("pixels (static pair)", "control"),
+        ("mean action", "control"),
+    ]  # fmt: skip
+    for name, marks in found.items():
+        assert [mark[2] for mark in marks] == sorted((mark[2] for mark in marks), reverse=True), name
+    assert page.index('class="chart"') < page.index("<table")
+    for draw, (name, rate) in enumerate((("first", 0.9), ("second", 0.89), ("third", 0.4), ("a-" * 30 + "z", 0.3))):
+        write_run(tmp_path, name, rate, draw=draw)
+    page = write_report(tmp_path).read_text()
+    ((_, marks),) = charts(page).items()
+    assert [mark[1].partition(",")[0] for mark in marks] == ["best", "not told apart", "worse", "worse", "control"]
+    assert marks[3][0].replace(" ", "") == "a-" * 30 + "z", "long names are wrapped, never cut"
+    told = " ".join(re.sub(r"<[^>]+>", "", page.split('class="verdict">')[1].split("</p>")[0]).split())
+    assert re.fullmatch(
+        r"(first|second) has the best Top-1: [\d.]+ % \[.*\]\. Not told apart from it: (first|second)\. "
+        r"The difference is real to third, (a-)+z\.", told,
+    ), told  # fmt: skip
+
+
+def test_models_are_at_a_glance_by_their_mean_rank_and_options_are_a_table(page: str) -> None:
+    glance = {row[0]: row[1:] for row in rows(page, "overview")}
+    assert list(glance) == ["pixels", "acme", "optical-flow"], "those that have all data sets first"
+    assert [own[0] for own in glance.values()] == ["2", "–", "–"]
+    assert glance["acme"][1].startswith("◆ 0.")
+    options = {row[0]: row[1] for row in rows(page, "run-1-options")}
+    assert (options["epochs"], "{&#34;" in page) == ("10", False)
 
 
 def test_a_run_shows_its_margins_seeds_robots_angles_warnings_and_how_intervals_were_made(
@@ -151,15 +207,16 @@ def test_a_single_training_has_no_p_value_and_no_reading(tmp_path: Path) -> None
     assert not re.search("no clear difference|a clear gain|clearly worse", page)
 
 
-def test_published_number_is_beside_a_run_and_nothing_to_report_is_a_sentence(tmp_path: Path) -> None:
+def test_published_number_is_that_of_the_same_model_and_nothing_to_report_is_a_sentence(tmp_path: Path) -> None:
     fails(UsageError, r"No result\.json below", write_report, tmp_path)
     fails(UsageError, "no folder", write_report, tmp_path / "missing")
     known = paper_rows("leaderboard_classification")[0]
     facts = fake.facts(known["model"], "robot_1st", known["paradigm"])
     write_result(tmp_path / FILE_NAME, classification_result(fake.class_outcome(2.0), facts))
-    board = write_report(tmp_path).read_text().split('id="board-1"')[1].split("</table>")[0]
-    assert ("Paper" in board, f">{float(known['robot_1st']):.1f}<" in board) == (True, True)
     run = finished_run(tmp_path)
+    found = published_score(run.result)
+    assert found
+    assert found.value == pytest.approx(float(known["robot_1st"]) / 100)
     for title, changes in (
         (" (relative actions)", {"action_mode": "relative"}),
         (" (local relative actions)", {"action_mode": "relative", "relative_frame": "local"}),
@@ -211,7 +268,8 @@ def test_tables_are_sorted_in_a_browser_which_asks_for_nothing(page: str, tmp_pa
 
     path = tmp_path / "report.html"
     # Headers are buttons: Enter and Space on them are clicks to the script, too. The picture may not be asked for.
-    clicks = "<script>document.querySelectorAll('#board-2 th button')[0].click();</script>"
+    search = "document.forms[0].text.value = 'acme'; document.forms[0].dispatchEvent(new Event('input'))"
+    clicks = f"<script>document.querySelectorAll('#board-2 th button')[0].click(); {search}</script>"
     slipped = page.replace("<main", '<img src="http://127.0.0.1:9/x.png" alt=""><main')
     path.write_text(slipped.replace("</body>", f"{clicks}</body>"), encoding="utf-8")
     assert order(page, "board-1") == ["acme", "pixels", "pixels", "mean"]
@@ -219,14 +277,16 @@ def test_tables_are_sorted_in_a_browser_which_asks_for_nothing(page: str, tmp_pa
     log = tmp_path / "log.json"
     names = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-sync"
     flags = [f"--{name}" for name in f"{names} disable-component-update virtual-time-budget=2000 dump-dom".split()]
-    flags += [f"--user-data-dir={tmp_path / 'profile'}", f"--log-net-log={log}", f"{path.as_uri()}#sort=board-1,1,desc"]
+    flags += [f"--user-data-dir={tmp_path / 'profile'}", f"--log-net-log={log}", f"{path.as_uri()}#sort=board-1,2,desc"]
     document = subprocess.run([str(BROWSER), *flags], capture_output=True, text=True, timeout=120, check=True).stdout
     asked = re.findall(r'"initiator":"([^"]*)"', log.read_text(encoding="utf-8", errors="replace"))
     assert set(asked) <= {"not an origin"}, "the browser's own requests have no origin"
     assert order(document, "board-1") == ["mean", "pixels", "pixels", "acme"]
     assert order(document, "board-2") == ["majority", "optical-flow", "pixels"]
     board = document.split('id="board-1"')[1].split("</thead>")[0]
-    assert re.findall(r'aria-sort="(\w+)"', board)[:3] == ["none", "descending", "none"]
+    assert re.findall(r'aria-sort="(\w+)"', board)[:4] == ["none", "none", "descending", "none"]
+    assert re.search(r'<tr[^>]*data-text="pixels[^>]* hidden', document)
+    assert not re.search(r'<tr[^>]*data-text="acme[^>]* hidden', document)
 
 
 def test_a_run_that_can_not_be_drawn_costs_itself_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
