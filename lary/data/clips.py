@@ -211,7 +211,7 @@ def cut_reversed(forward: Path, out: Path) -> None:
 
 
 def _span(packets: Iterable[Any], begin: Fraction, duration: Fraction) -> Iterator[Any]:
-    """The upright frames from `begin` on, for `duration` from the first of them, in seconds."""
+    """The upright frames from `begin` on, for `duration` seconds."""
     import av
 
     first, before = None, -math.inf

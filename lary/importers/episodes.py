@@ -245,7 +245,7 @@ def import_episodes(
 
 
 def _import_episode(item: SourceEpisode, cut: Cut, root: Path, images: Path, *, keep: bool) -> Rows:
-    """Write the files of an episode, unless they are kept; its rows. Raises MediaError."""
+    """Write the files of an episode; its rows. Raises MediaError."""
     values, part, actions = item.values(), root / PART, root / "actions" / item.folder
     if isinstance(cut, TaskCut) and not item.text:
         raise MediaError("The episode has no text of a task, or several.")

@@ -220,7 +220,7 @@ class LeRobotImport:
         return f"ep_{item.index}" if len(self.cameras) == 1 else f"{self.cameras.index(camera)}_{short}/ep_{item.index}"
 
     def _prepare_root(self) -> None:
-        """Make the folder of the import, with a file of its choices. Raises UsageError."""
+        """Make the folder of the import. Raises UsageError."""
         cut: JsonDict = {"stride": self.cut.stride} if self.cut.stride else {"atomic": asdict(self.cut)}
         cut |= {"labels": "task"} if isinstance(self.cut, TaskCut) else {}
         source = str(self.data.folder.resolve())

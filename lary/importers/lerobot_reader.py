@@ -201,14 +201,14 @@ class LeRobot:
         return {path: sorted(found[path]) for path in found}
 
     def _number(self, episode: Episode, key: str) -> float:
-        """A number of an episode's metadata. Raises LaryError if it is missing or none."""
+        """A number of an episode's metadata. Raises LaryError."""
         value = (episode.model_extra or {}).get(key)
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise LaryError(f"The metadata of {self.folder} give '{value}' as '{key}' of episode {episode.index}.")
         return value
 
     def _file(self, template: str, episode: Episode, part: str, camera: str = "") -> Path:
-        """A path of the data set: fields of the template filled, and never outside the folder."""
+        """A path of the data set, from a template, never outside."""
         fields: JsonDict = {"episode_index": episode.index, "video_key": camera}
         fields["episode_chunk"] = episode.index // self.meta.chunks_size
         for name in ("chunk_index", "file_index") if self.version == 3 else ():
@@ -221,7 +221,7 @@ class LeRobot:
 
 
 def _flat_names(found: Any) -> Iterator[str]:
-    """Names of values, flat: data sets write a list, lists by group, or positions by name."""
+    """Names of values from a list, lists by group, or positions."""
     if isinstance(found, dict) and found and all(isinstance(at, int) for at in found.values()):
         yield from sorted(map(str, found), key=lambda name: found[name])
     elif isinstance(found, dict | list):

@@ -115,7 +115,7 @@ def class_frequency(context: Context) -> Found:
 
 
 def _class_table(run: FinishedRun, window: int) -> DataFrame:
-    """The classes of a run, and the moving average of those that occur, by rising frequency."""
+    """Classes of a run and their moving average, by rising frequency."""
     from pandas import DataFrame
 
     rows = [row.model_dump(exclude={"predicted"}) for row in run.result.classes]
@@ -129,7 +129,7 @@ def _class_table(run: FinishedRun, window: int) -> DataFrame:
 
 
 def _write_frequency(context: Context, group: Sequence[FinishedRun], window: int) -> Files:
-    """A panel per model: its classes and average, with the averages of the others in grey."""
+    """A panel per model, with the averages of the others in grey."""
     from pandas import concat
 
     tables = {run.result.label: _class_table(run, window) for run in group}
@@ -286,13 +286,13 @@ def codebook_ablation(context: Context) -> Found:
 
 
 def _ablation_of(run: FinishedRun) -> Mapping[str, float]:
-    """What an ablation varies in the record of a run's model; empty for other models."""
+    """What an ablation varies in a model's record; else empty."""
     name = run.result.model.name  # the plug-in that made a model may be absent
     return MODELS.get(name).ablation if name in MODELS.names() else {}
 
 
 def _published(run: FinishedRun, settings: Mapping[str, float]) -> float | None:
-    """The paper's number for an ablated model on this data set, on the scale of our score."""
+    """The paper's number for an ablated model, on our scale."""
     result = run.result
     column = f"{result.dataset.name}_{'accuracy' if result.score.unit == 'fraction' else 'mse'}"
     for row in paper_rows("lam_ablation") if result.action_mode != "relative" else ():

@@ -150,7 +150,7 @@ def _even_places(count: int, length: int) -> Ints:
 
 
 def _frames_as_seen(split: SplitLatents, sample: Sample, view: Preprocess) -> Pixels | None:
-    """Frames (T, H, W, 3) as the model sees them; None where they aren't on this machine."""
+    """Frames (T, H, W, 3) as the model sees them, if they are here."""
     try:
         return resize(read_clip(split.table.media_path(sample), sample.frame_index), view)
     except MediaError as error:

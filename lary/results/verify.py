@@ -69,7 +69,7 @@ def _wrong_files(run: FinishedRun) -> Iterator[str]:
 
 
 def _metrics(run: FinishedRun) -> Iterator[tuple[str, float, float]]:
-    """Recorded and recomputed values by name. Raises KeyError for an array that is not there."""
+    """Recorded and recomputed values by name. Raises KeyError."""
     result = run.result
     scores = _class_scores if result.task == "classification" else _action_scores
     for name, selection in result.selections.items():
@@ -113,7 +113,7 @@ def _action_scores(run: FinishedRun, selection: str) -> list[JsonDict]:
 
 
 def _degrees(run: FinishedRun, row: OrientationRow) -> float:
-    """The mean angle between predicted and true orientations, without zero true quaternions."""
+    """The mean angle between predicted and true orientations."""
     targets, values, mean, std = (own[..., row.dims] for own in _actions(run, row.split, run.result.headline))
     every = np.stack([targets, *values]) * std[:, None] + mean[:, None]
     unknown = (np.linalg.norm(every[0], axis=-1) <= SMALLEST_NORM) & (row.convention != "euler_xyz")

@@ -122,7 +122,7 @@ class Solver:
         return joints, miss
 
     def _step(self, jacobian: Doubles, error: Doubles, joints: Doubles, damping: float) -> Doubles:
-        """One damped step; joints beyond a limit stop there, and the others retry."""
+        """One damped step; joints beyond a limit stop there."""
         free = np.ones(7)
         rest = 0.05 * (self.home - joints)
         for _ in range(3):
