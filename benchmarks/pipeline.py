@@ -36,7 +36,7 @@ from lary.configs import ExtractConfig
 from lary.data.spec import DATASETS
 from lary.data.tables import write_csv
 from lary.latents import reading
-from lary.latents.pipeline import Job, make_encoder, model_of
+from lary.latents.pipeline import Job, make_encoder
 from lary.models.preprocess import prepare
 from lary.models.spec import MODELS, ModelContext, ModelSpec, Preprocess, register_model
 from lary.runs.extract import extract
@@ -273,7 +273,7 @@ def ratio(pairs: int, clips: int) -> None:
                 make_clips(root, count, 480, 854, 90)
             config = ExtractConfig(model="dinov2-origin", dataset=dataset, split="val", weights=str(weights))
             job = Job(config, root / "data", root, str(weights), settings_of(root).values(), ())
-            encoder = make_encoder(job, model_of(config), "cpu")
+            encoder = make_encoder(job, MODELS.get(config.model), "cpu")
             frames = 2 if of_pairs else FRAMES
             inputs = torch.randn(1, frames, 3, 224, 224)
             with torch.inference_mode():

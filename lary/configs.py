@@ -61,8 +61,10 @@ class Options:
         # cyclopts finds the help in annotations; dataclass() reads them below.
         boxes, own = help_texts()["boxes"], help_texts()["classes"].get(cls.__name__, {})
         for name, hint in cls.__annotations__.items():
-            box = next((title for title, texts in boxes.items() if name in texts), "Options")
-            text = own.get(name, boxes[box].get(name, ""))
+            full = f"{cls.__name__}.{name}"  # it has two meanings
+            found = (title for title in boxes if {name, full} & boxes[title].keys())
+            box = next(found, "Options")
+            text = own.get(name) or boxes[box].get(full) or boxes[box].get(name, "")
             group = Group(box, sort_key=list(boxes).index(box))
             cls.__annotations__[name] = Annotated[hint, Parameter(help=text, group=group)]
         Parameter(name="*")(dataclass(frozen=True, kw_only=True)(cls))  # its options get no prefix
@@ -105,6 +107,9 @@ class ProtocolOptions(Options):
 
     protocol: BenchmarkProtocol = "corrected"
     latent: Literal["continuous", "quantized", "noisy"] | None = None
+    layer: int | None = None
+    size: int | None = None
+    name: str | None = None
 
 
 class SubjectOptions(ProtocolOptions):

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -145,5 +146,20 @@ def load_plugin(path: str | Path) -> None:
         if isinstance(error, UsageError):
             raise
         reason = " ".join(str(error).split())[:500]
-        raise UsageError(f"Plug-in {file} failed: {type(error).__name__}: {reason}") from error
+        raise UsageError(f"Plug-in {file} failed{line_in(file, error)}: {type(error).__name__}: {reason}") from error
     _plugins[name] = file
+
+
+def line_in(file: Path, error: BaseException) -> str:
+    """`` in FILE, line N``: where an error passed an author's code.
+
+    It is the last line in the folder of `file`, but
+    not in an installed package; empty for none.
+    """
+    place, here = "", Path(__file__).parent
+    for frame in traceback.extract_tb(error.__traceback__):
+        path = Path(frame.filename)
+        own = path.is_relative_to(file.parent) and not path.is_relative_to(here)
+        if own and "site-packages" not in path.relative_to(file.parent).parts:
+            place = f" in {path}, line {frame.lineno}"
+    return place

@@ -28,9 +28,10 @@ from lary.configs import ExtractConfig
 from lary.data.tables import INDEX_COLUMN, SampleTable
 from lary.latents.reading import Batch, idle_readers
 from lary.latents.store import LatentStore, pooled_latents, token_shape
+from lary.models.choices import chosen_model
 from lary.models.preprocess import DeviceNormaliser, normalise
 from lary.models.running import DIFFERENT, LoadedEncoder, build
-from lary.models.spec import MODELS, ModelContext, ModelSpec, Preprocess, with_latent
+from lary.models.spec import ModelContext, ModelSpec, Preprocess
 from lary.runtime import usable_cores
 from lary.types import Failure, LaryError, MediaError, Sample
 
@@ -101,11 +102,6 @@ def plan_units(pending: Iterable[int], unit_rows: int) -> list[Unit]:
     return [Unit(number, tuple(rows)) for number, rows in groupby(pending, lambda row: row // unit_rows)]
 
 
-def model_of(config: ExtractConfig) -> ModelSpec:
-    """The record of the model with the kind of latent that was asked for."""
-    return with_latent(MODELS.get(config.model), config.latent)
-
-
 def make_encoder(job: Job, model: ModelSpec, device: str) -> LoadedEncoder:
     """Load the model on a device, in the requested precision. Raises LaryError."""
     config = job.config
@@ -134,14 +130,14 @@ def encode_units(
     """
     assert job.store is not None
     config = job.config
-    model = model_of(config)
+    model = chosen_model(config)
     preprocess = model.preprocessing(config.protocol, table.spec.media)
     if config.protocol == "corrected":  # not in the record, whose digest identifies stored latents
         preprocess = replace(preprocess, clamp=False)
     encoding = Encoding(encoder, preprocess, device, config.pool, singly=device == "cpu")
     workers = config.workers or max(1, min(MOST_WORKERS, usable_cores() // job.processes))
     planned = plan_batches(table, units, job.store.unit_rows, config.batch_size)
-    frames, pending = most_frames(table), job.pending
+    frames, pending = preprocess.frames or most_frames(table), job.pending
     commits: deque[Future[UnitReport]] = deque()
     with idle_readers(workers) as readers, ThreadPoolExecutor(WRITERS) as threads:
         batches = readers.read(planned, preprocess, config.batch_size, frames, config.read_timeout)
@@ -224,17 +220,12 @@ class Encoding:
         """
         import torch
 
-        readable = [
-            (place, length)
-            for row, place, length in zip(batch.rows, batch.places, batch.lengths, strict=True)
-            if row not in batch.problems
-        ]
-        if self._encoder.checked or not readable:
+        shapes = list(batch.shapes.values())
+        if self._encoder.checked or not shapes:
             return batch
-        length = readable[0][1]
-        places = [place for place, own in readable if own == length]
+        rows = [row for row, shape in batch.shapes.items() if shape == shapes[0]]
         most = ROWS_REPEATED if self._normalise is None else max(1, len(batch.clips) - 1)
-        planes = batch.clips[places[:most], :length]
+        planes = np.stack([batch.clip(row) for row in rows[:most]])
         passes = (np.concatenate([planes, np.zeros_like(planes[:1])]), np.concatenate([255 - planes[:1], planes]))
         found = []
         for each in passes:
@@ -255,11 +246,10 @@ class Encoding:
     def _one_by_one(self, batch: Batch) -> Iterator[Row]:
         import torch
 
-        spare: dict[int, Floats] = {}  # fresh pages cost as much as the arithmetic
-        for index, (row, place, length) in enumerate(zip(batch.rows, batch.places, batch.lengths, strict=True)):
-            if row not in batch.problems:
-                frames = batch.clips[place : place + 1, :length]
-                clip = spare[length] = normalise(frames, self._preprocess, spare.get(length))
+        spare: dict[tuple[int, ...], Array] = {}  # fresh pages cost as much as the arithmetic
+        for index, row in enumerate(batch.rows):
+            if shape := batch.shapes.get(row):
+                clip = spare[shape] = normalise(batch.clip(row)[None], self._preprocess, spare.get(shape))
                 tokens, codes = self._encoded(torch.from_numpy(clip))
                 found = tokens[0].numpy()
                 # It may be a view of the input, which is overwritten next.
@@ -270,14 +260,14 @@ class Encoding:
         """Start a batch on the accelerator; the rows, when asked for, wait for it."""
         import torch
 
-        lengths: dict[int, list[int]] = {}
-        for index, (row, length) in enumerate(zip(batch.rows, batch.lengths, strict=True)):
-            if row not in batch.problems:
-                lengths.setdefault(length, []).append(index)
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for index, row in enumerate(batch.rows):
+            if shape := batch.shapes.get(row):
+                groups.setdefault(shape, []).append(index)
         parts = []
-        for length, indices in lengths.items():
+        for shape, indices in groups.items():
             # All positions: a batch's size decides how kernels round.
-            planes = torch.from_numpy(batch.clips[:, :length])
+            planes = torch.from_numpy(batch.all_places(shape))
             planes = planes.pin_memory() if self._cuda else planes  # copied while the device computes
             with torch.inference_mode():
                 clips = normaliser(planes.to(self._device, non_blocking=True))

@@ -6,6 +6,7 @@ hangs or crashes a decoder costs its sample only. Processes are used again.
 
 import atexit
 import errno
+import math
 import mmap
 import os
 import tempfile
@@ -20,8 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from lary.arrays import Pixels
-from lary.data.frames import read_frames
 from lary.files import media_facts
+from lary.latents.choice import read_chosen
 from lary.models.preprocess import resize, to_planes
 from lary.models.spec import Preprocess, with_tuples
 from lary.types import Failure, LaryError, Sample
@@ -46,6 +47,7 @@ class Batch:
             could be read. `Readers` own the memory and reuse it.
         problems: why rows could not be read.
         media: `media_facts` of the files of the others.
+        shapes: (T, H, W) of the others.
         slot: index of its memory in the ring.
     """
 
@@ -57,13 +59,31 @@ class Batch:
     clips: Pixels = field(default_factory=lambda: np.empty(0, np.uint8))
     problems: dict[int, str] = field(default_factory=dict)
     media: dict[str, str] = field(default_factory=dict)
+    shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)
     slot: int = -1
     answers: list[Future[list[Answer | NoAnswer]]] = field(default_factory=list)
 
-    @property
-    def lengths(self) -> list[int]:
-        """The number of frames T of every row."""
-        return [len(sample.frame_index) or len(sample.media) for sample in self.samples]
+    def clip(self, row: int) -> Pixels:
+        """The frames of a row that could be read, (T, 3, H, W) uint8."""
+        frames, height, width = self.shapes[row]
+        shape = (frames, 3, height, width)
+        place = self.places[self.rows.index(row)]
+        memory: Pixels = self.clips[place].reshape(-1)
+        return memory[: math.prod(shape)].reshape(shape)
+
+    def all_places(self, shape: tuple[int, ...]) -> Pixels:
+        """The clips (B, T, 3, H, W) of this shape, in their places.
+
+        Others are black, or not to be used.
+        """
+        frames, *size = shape
+        if tuple(size) == self.clips.shape[3:]:
+            return self.clips[:, :frames]
+        found = np.zeros((len(self.clips), frames, 3, *size), np.uint8)
+        for row, place in zip(self.rows, self.places, strict=True):
+            if self.shapes.get(row) == shape:
+                found[place] = self.clip(row)
+        return found
 
     def wait(self) -> None:
         """Wait until rows are read or given up. Raises LaryError without workers."""
@@ -75,6 +95,7 @@ class Batch:
                 self.clips[place] = 0
             else:
                 self.media |= zip(paths, answer["media"], strict=True)  # type: ignore[index]
+                self.shapes[row] = tuple(answer["shape"])  # type: ignore[index]
 
     def failures(self) -> list[Failure]:
         """The rows that could not be read, each with the file at fault or its first."""
@@ -216,11 +237,11 @@ def reader(descriptor: str) -> Callable[[Question], Answer]:
         try:
             paths = [Path(path) for path in question["paths"]]
             media = list(map(media_facts, paths))  # first, so that a change meanwhile is noticed
-            found = read_frames(paths, question["index"], preprocess.reader, clamp=preprocess.clamp)
-            frames = resize(found, preprocess)
-            shape = (len(frames), 3, preprocess.size, preprocess.size)
+            frames = resize(read_chosen(paths, question["index"], preprocess), preprocess)
+            count, height, width = frames.shape[:3]
+            shape = (count, 3, height, width)
             to_planes(frames, np.ndarray(shape, np.uint8, memory, question["at"]))
-            return {"media": media}
+            return {"media": media, "shape": [count, height, width]}
         except LaryError as error:
             return {"error": str(error)}
         except MemoryError:

@@ -56,6 +56,8 @@ class LatentsRef:
 
     Attributes:
         latent: kind of latent, None for the model's default.
+        layer, size: of a model that has a choice of them.
+        name: short name in place of the model's key.
         weights: ``random`` for random weights; others don't change names.
         pool: pooling of the tokens; None and ``none`` keep all.
         control: the control whose changed frames were encoded, or None.
@@ -69,11 +71,14 @@ class LatentsRef:
     weights: str | None = None
     pool: str | None = None
     control: str | None = None
+    layer: int | None = None
+    size: int | None = None
+    name: str | None = None
 
     @classmethod
     def of(cls, config: Any, split: str | None = None) -> LatentsRef:
         """The latents that a command's options name, of `split` if it is given."""
-        names = ("model", "dataset", "protocol", "latent", "weights", "pool")
+        names = cls.__dataclass_fields__.keys() - {"split", "control"}
         given: JsonDict = {name: getattr(config, name, None) for name in names}
         return cls(split=config.split if split is None else split, **given)
 
@@ -83,6 +88,11 @@ class LatentsRef:
         return DATASETS.get(self.dataset)
 
     @property
+    def title(self) -> str:
+        """The model's name in stores and results."""
+        return self.name or self.model
+
+    @property
     def pooling(self) -> str:
         """The pooling as on the command line, ``none`` for all tokens."""
         return self.pool or "none"
@@ -90,10 +100,12 @@ class LatentsRef:
     @property
     def tag(self) -> str:
         """The model's name in file and folder names, without slashes and colons."""
-        name = re.sub(r"[^\w.@+-]+", "_", self.model)
+        name = re.sub(r"[^\w.@+-]+", "_", self.title)
         differences = (
             self.protocol if self.protocol != "corrected" else None,
             self.latent,
+            f"layer{self.layer}" if self.layer is not None else None,
+            f"size{self.size}" if self.size is not None else None,
             self.weights if self.weights == RANDOM else None,
             f"pool-{self.pooling.replace(':', '')}" if self.pooling != "none" else None,
         )
@@ -192,8 +204,7 @@ def open_latents(settings: Settings, ref: LatentsRef) -> SplitLatents:
     parse_pool(ref.pooling)
     file = find_latent_table(settings, ref)
     if file is None:
-        names = ("model", "dataset", "split", "protocol", "latent", "weights")
-        fields = {name: getattr(ref, name) for name in names}
+        fields = {name: own for name, own in vars(ref).items() if name not in ("pool", "control")}
         given = [f"--{name} {value}" for name, value in fields.items() if value not in (None, "corrected")]
         given += [f"--plugin {plugin}" for plugin in loaded_plugins()]
         raise UsageError(
@@ -290,7 +301,7 @@ def check_origin(store: JsonDict, table: Path, ref: LatentsRef) -> None:
     if store.get("key", stamp["store"]) != stamp["store"]:
         raise UsageError(f"{table} names latents of another store than {MANIFEST} beside them: extract again.")
     for name, found, asked in (
-        ("model", stamp["model"], ref.model),
+        ("model", stamp["model"], ref.title),
         ("dataset", identity.get("dataset", ref.dataset), ref.dataset),
         ("protocol", identity.get("protocol", ref.protocol), ref.protocol),
         ("pool", identity.get("pool", NONE), ref.pooling),

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import lary
 from lary.configs import CheckModelConfig
-from lary.models.spec import MODELS, ModelContext, ModelSpec, Weights, locate_weights, with_latent
+from lary.models.choices import CHOICES, LATER, with_choices
+from lary.models.spec import MODELS, ModelContext, ModelSpec, Weights, locate_weights
 from lary.registry import aligned
 from lary.types import LaryError, Media, UsageError, as_path
 
@@ -91,12 +92,14 @@ def facts(spec: ModelSpec) -> list[tuple[str, str]]:
     resize = f"{frames.size} x {frames.size}"
     if frames.short_side:
         resize = f"short side {frames.short_side}, then centre {frames.size}"
+    later = [(name, getattr(frames, name)) for name in LATER]
+    own = [f", {name} {value}" for name, value in later if value != LATER[name]]
     return [
         ("what", spec.description),
         ("paradigm", spec.paradigm),
         ("tokens", f"{shape_text(spec.pair_shape)} per pair, {shape_text(spec.clip_shape)} per clip of nine frames"),
         ("parameters", f"{spec.parameters_m:.2f} million" if spec.parameters_m is not None else "-"),
-        ("frames", f"{resize}, {frames.resize}"),
+        ("frames", f"{resize}, {frames.resize}{''.join(own)}"),
         ("pixels", f"/ {frames.scale:g}, mean {frames.mean}, std {frames.std}"),
         ("reference", spec.reference or "-"),
         ("licence", spec.licence or "-"),
@@ -181,6 +184,8 @@ class ModelCheck:
 
         seed, strict = self.config.seed, self.config.protocol == "corrected"
         clips = [moving_texture(frames, seed + number) for number in range(BATCH)]
+        if self.encoder.spec.preprocess.resize == "native":
+            clips = [clip[:, :160] for clip in clips]  # not square
         latents = self.encode(*clips)
         tokens, codes = latents.tokens, latents.codes
         self.note(f"{media}: tokens", shape_text(tokens.shape[1:]))
@@ -204,7 +209,7 @@ class ModelCheck:
                 self.problems.append(f"{media}: tokens depend on chance or on the batch that a sample is in")
 
         changed = clips[0].copy()
-        changed[-1] = moving_texture(1, seed + 99)[0]
+        changed[-1] = moving_texture(1, seed + 99)[0, : changed.shape[1]]
         seen = bool((self.encode(changed).tokens != tokens[:1]).any())
         self.note(f"{media}: last frame", "is seen" if seen else "is NOT seen")
         if strict and not seen:
@@ -221,12 +226,15 @@ def check_model(spec: ModelSpec, config: CheckModelConfig, values: Mapping[str, 
     from lary.models.running import MEDIA, build
     from lary.runtime import pick_devices
 
-    spec = with_latent(spec, config.latent)
+    given = {name: getattr(config, name) for name in (*CHOICES, "name")}
+    spec = with_choices(spec, **given)
     device = pick_devices(config.gpus, config.device)[0]
     weights = locate_weights(spec, values, config.weights)
     context = ModelContext(device, config.protocol, weights, config.revision, config.seed, values)
     encoder = build(spec, context, precision=config.precision, compiled=config.compile)
     check = ModelCheck(encoder, config, [f"{spec.name} on {device}, {config.precision}, protocol {config.protocol}"])
+    if encoder.parameters_m is not None:
+        check.note("parameters", f"{encoder.parameters_m:.2f} million")
     for frames, media in MEDIA.items():
         try:
             check.check_media(media, frames)

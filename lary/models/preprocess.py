@@ -15,7 +15,7 @@ from lary.types import LaryError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lary.arrays import Array, Floats, Pixels
+    from lary.arrays import Array, Pixels
 
 Clip = TypeVar("Clip", "Array", "Tensor")
 
@@ -23,14 +23,15 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def prepare(clip: Pixels, preprocess: Preprocess) -> Floats:
+def prepare(clip: Pixels, preprocess: Preprocess) -> Array:
     """Resize, scale and normalise a clip.
 
     Args:
         clip: (T, H, W, 3) uint8 RGB.
 
     Returns:
-        (T, 3, H', W') float32, contiguous, H' = W' = ``preprocess.size``.
+        (T, 3, H', W') of the record's dtype, contiguous;
+        H' = W' = ``preprocess.size`` unless it is native.
     """
     import numpy as np
 
@@ -48,10 +49,15 @@ def to_planes(frames: Pixels, out: Pixels) -> None:
         cv2.split(frame, list(target))
 
 
-def normalise(planes: Pixels, preprocess: Preprocess, out: Floats | None = None) -> Floats:
-    """Scale and normalise frames (..., 3, H, W), uint8 to float32, into any `out`."""
+def normalise(planes: Pixels, preprocess: Preprocess, out: Array | None = None) -> Array:
+    """Scale and normalise frames (..., 3, H, W), uint8 to float32, into any `out`.
+
+    For a record of the dtype uint8, they are returned as they are.
+    """
     import numpy as np
 
+    if preprocess.dtype == "uint8":
+        return planes
     if out is None:
         out = np.empty(planes.shape, dtype=np.float32)
     scale = np.float32(preprocess.scale)
@@ -79,12 +85,15 @@ class DeviceNormaliser:
     def __init__(self, preprocess: Preprocess, device: str) -> None:
         import torch
 
+        self._as_is = preprocess.dtype == "uint8"
         self._scale, self._mean, self._std = (
             torch.tensor(value, dtype=torch.float32, device=device).view(-1, 1, 1)
             for value in (preprocess.scale, preprocess.mean, preprocess.std)
         )
 
     def __call__(self, planes: Tensor) -> Tensor:
+        if self._as_is:
+            return planes
         return planes.float().div_(self._scale).sub_(self._mean).div_(self._std)
 
 
@@ -102,6 +111,11 @@ def resize(clip: Pixels | Sequence[Pixels], preprocess: Preprocess) -> Pixels:
         raise LaryError(f"A clip has to be uint8 frames (H, W, 3) of one size, not {found}.")
     height, width = clip[0].shape[:2]
     size, short = preprocess.size, preprocess.short_side
+    if preprocess.resize == "native":
+        if height * width > size * size:
+            limit = f"more pixels than the {size} x {size} of the record's size"
+            raise LaryError(f"A frame of {width} x {height} pixels has {limit}.")
+        return np.asarray(clip)
     goal = (size, size)
     if short is not None:
         goal = (int(short * height / width), short) if width < height else (short, int(short * width / height))

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from lary.configs import Precision
 from lary.files import file_digest, reason_of
+from lary.models.choices import with_choices
 from lary.models.networks import NetworkEncoder
 from lary.models.preprocess import prepare
-from lary.models.spec import MODELS, ModelContext, ModelSpec, locate_weights, with_latent
+from lary.models.spec import MODELS, ModelContext, ModelSpec, locate_weights
+from lary.registry import line_in
 from lary.runtime import pick_devices
 from lary.settings import Settings, load_settings
 from lary.types import (
@@ -48,6 +52,8 @@ class LoadedEncoder:
         identity: names the weights.
         dim: D of the tokens; None where neither the class nor the record names
             it.
+        parameters_m: the record's, or those of its
+            networks in millions; None without any.
         module: all networks of the model; called with
             clips, as `encode`, it returns the tokens.
             Move or convert it by loading anew: a class
@@ -66,6 +72,8 @@ class LoadedEncoder:
         self.identity = identity_of(author, context)
         self.dim: int | None = getattr(author, "dim", None) or spec.dim
         self.module = module_of(author, lambda clips: self.encode(clips).tokens)
+        count = sum(value.numel() for value in self.module.parameters())
+        self.parameters_m = spec.parameters_m or (round(count / 1e6, 4) if count else None)
         self._protocol = context.protocol
         self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         self._compiled = compiled
@@ -80,19 +88,26 @@ class LoadedEncoder:
         """Encode clips into latents on the model's device.
 
         Args:
-            clips: (B, T, H, W, 3) uint8, which
-                are prepared as the record says,
-                or prepared ones (B, T, 3, H, W).
+            clips: (B, T, H, W, 3) uint8, which are prepared as
+                the record says, spread over its number of
+                frames, or prepared ones (B, T, 3, H, W).
 
         Raises LaryError for an answer that the record rules out.
         """
         import torch
 
-        if clips.dtype == torch.uint8:
-            preprocess = self.spec.preprocessing(self._protocol, "pair" if clips.shape[1] == 2 else "clip")
+        count = clips.shape[1]
+        preprocess = self.spec.preprocessing(self._protocol, "pair" if count == 2 else "clip")
+        prepared = preprocess.dtype == "uint8" and clips.shape[-1] != 3
+        if clips.dtype == torch.uint8 and not prepared:
+            if preprocess.frames is not None:
+                # As `lary.latents.choice.spread`.
+                places = torch.linspace(0, count - 1, preprocess.frames, dtype=torch.float64)
+                clips = clips[:, (places + 0.5).floor().long()]
             clips = torch.stack([torch.from_numpy(prepare(clip, preprocess)) for clip in clips.cpu().numpy()])
         try:
-            with torch.autocast(torch.device(self.device).type, self._dtype, enabled=self._dtype is not None):
+            kind = torch.device(self.device).type
+            with author_named(self.spec), torch.autocast(kind, self._dtype, enabled=self._dtype is not None):
                 latents = as_latents(self.author.encode(clips.to(self.device)))
         except RuntimeError as error:
             if not self._compiled or not isinstance(error, torch._dynamo.exc.TorchDynamoException):
@@ -125,7 +140,7 @@ class LoadedEncoder:
         if self.dim is not None and shape[-1] != self.dim:
             return f"returned tokens of latent dimension {shape[-1]}, its record says {self.dim}"
         media = MEDIA.get(clips.shape[1])
-        if media and self.dim == self.spec.dim:
+        if media and self.dim == self.spec.dim and self.spec.preprocess.frames is None:
             side = self.spec.preprocessing(self._protocol, media).size
             wanted = self.spec.shape(self._protocol, media) if clips.shape[-2:] == (side, side) else ()
             if wanted and shape[1:] != wanted:
@@ -154,7 +169,9 @@ def build(
     """
     if spec.factory is None:
         raise UsageError(f"Model '{spec.name}' has no class: register it with @register_model.")
-    encoder = LoadedEncoder(spec.factory(spec, context), spec, context, precision=precision, compiled=compiled)
+    with author_named(spec):
+        author = spec.factory(spec, context)
+    encoder = LoadedEncoder(author, spec, context, precision=precision, compiled=compiled)
     if context.weights == RANDOM and not encoder.identity.random:
         raise UsageError(
             f"--weights {RANDOM}: the class of '{spec.name}' doesn't draw its weights from the seed. Where it does, "
@@ -165,6 +182,25 @@ def build(
     return encoder
 
 
+@contextmanager
+def author_named(spec: ModelSpec) -> Iterator[None]:
+    """Errors in a plug-in's code as a LaryError with its file and line."""
+    try:
+        yield
+    except LaryError:
+        raise
+    except Exception as error:
+        name = getattr(spec.factory, "__module__", None) or ""
+        file = getattr(sys.modules.get(name), "__file__", None)
+        compiling = type(error).__module__.startswith("torch._dynamo")
+        if file is None or name.startswith("lary.") or compiling:
+            raise
+        if not (place := line_in(Path(file), error)):
+            raise
+        reason = f"{type(error).__name__}: {reason_of(error)}"
+        raise LaryError(f"Model '{spec.name}' failed{place}: {reason}.") from error
+
+
 def load_model(
     key_or_path: str | Path,
     *,
@@ -172,6 +208,8 @@ def load_model(
     revision: str | None = None,
     protocol: BenchmarkProtocol = "corrected",
     latent: str | None = None,
+    layer: int | None = None,
+    size: int | None = None,
     device: str = "auto",
     precision: Precision = "fp32",
     seed: int = 0,
@@ -191,6 +229,7 @@ def load_model(
         protocol: ``corrected``, or
             ``paper`` as the published code.
         latent: kind of latent of the models that have several.
+        layer, size: of the models that have a choice of them.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         precision: ``fp32``, or the type of autocast.
         seed: of random weights.
@@ -202,7 +241,7 @@ def load_model(
     name = str(key_or_path)
     if isinstance(key_or_path, Path) or (name not in MODELS.names() and as_path(name).is_dir()):
         name = f"hf:{key_or_path}"
-    spec = with_latent(MODELS.get(name), latent)
+    spec = with_choices(MODELS.get(name), latent=latent, layer=layer, size=size)
     values = (settings or load_settings()).values()
     chosen = device if ":" in device else pick_devices(None, device)[0]
     located = locate_weights(spec, values, weights)

@@ -17,8 +17,9 @@ from lary.settings import add_variable
 from lary.types import RANDOM, BenchmarkProtocol, Encoder, JsonDict, Media, UsageError, as_path
 
 ResizeMethod = Literal[
-    "cv2_cubic", "cv2_linear", "cv2_area", "pil_lanczos", "pil_bicubic", "pil_bilinear", "torch_bilinear", "none"
-]
+    "cv2_cubic", "cv2_linear", "cv2_area", "pil_lanczos", "pil_bicubic", "pil_bilinear", "torch_bilinear", "none",
+    "native",
+]  # fmt: skip
 Paradigm = Literal["semantic encoder", "pixel encoder", "embodied LAM", "general LAM", "baseline"]
 
 
@@ -28,7 +29,8 @@ class Preprocess:
 
     Attributes:
         size: height and width of the output in pixels.
-        resize: whose arithmetic resizes.
+        resize: whose arithmetic resizes; ``none`` only crops, ``native``
+            leaves frames as they are, of at most size x size pixels.
         short_side: resize the short side to this and crop
             the centre, instead of resizing to `size`.
         scale: divide by this (255 maps to [0, 1]).
@@ -38,6 +40,16 @@ class Preprocess:
         clamp: under ``paper``, an index behind the last
             frame of a clip gives that frame; without it,
             and under ``corrected``, the sample fails.
+        dtype: ``uint8`` leaves pixels unscaled, for a model
+            that prepares them itself.
+        frames: T that the model takes: evenly spaced
+            among the sample's, in a video also between
+            them; the images of a pair are repeated.
+        stride: so many frames at this distance, around the
+            sample's span: from the video, or images beside
+            those of a pair that differ in a number.
+        rate: likewise by frames per second, of videos;
+            beside it, `stride` is for pairs alone.
     """
 
     size: int = 224
@@ -48,6 +60,17 @@ class Preprocess:
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     reader: Literal["cv2", "pil"] = "cv2"
     clamp: bool = True
+    dtype: Literal["float32", "uint8"] = "float32"
+    frames: int | None = None
+    stride: int | None = None
+    rate: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for frames that can't be chosen."""
+        given = self.frames, self.stride, self.rate
+        numbers = [value for value in given if value is not None]
+        if numbers and (self.frames is None or min(numbers) <= 0):
+            raise UsageError("In Preprocess, frames, stride and rate are above 0, and the last two need frames.")
 
 
 @dataclass(frozen=True)
@@ -198,7 +221,9 @@ REVISION = re.compile(r"(?!.*\.\.)\w[\w./+-]{0,254}")
 
 MODELS: Registry[ModelSpec] = Registry(
     "model",
-    modules=tuple(f"lary.models.{name}" for name in ("image", "lapa", "embodied", "released", "baselines")),
+    modules=tuple(
+        f"lary.models.{name}" for name in ("image", "backbones", "lapa", "embodied", "released", "baselines")
+    ),
     group="lary.models",
 )
 
@@ -270,20 +295,6 @@ def renamed_fields(config: Mapping[str, Any], table: str) -> JsonDict:
     """Fields of a published configuration under the library's names."""
     names = builtin_tables()["names"][table]
     return {names.get(name, name): value for name, value in config.items()}
-
-
-def with_latent(spec: ModelSpec, latent: str | None) -> ModelSpec:
-    """The record with another kind of latent, under both protocols.
-
-    None leaves it. Raises UsageError
-    if the model has one kind only.
-    """
-    if latent is None:
-        return spec
-    if "latent" not in spec.options:
-        raise UsageError(f"--latent {latent}: model '{spec.name}' has one kind of latent; leave the option out.")
-    choice = {"latent": latent}
-    return replace(spec, options=spec.options | choice, options_paper=spec.options_paper | choice)
 
 
 def locate_weights(spec: ModelSpec, values: Mapping[str, str], override: str | None = None) -> str | None:

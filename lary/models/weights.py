@@ -212,18 +212,22 @@ def _is_complete(folder: Path, layout: Layout) -> bool:
         return False
 
 
-def fetch_file(repository: str, name: str, revision: str | None = None) -> Path | None:
-    """One file of a repository, from the hub or its cache.
+def fetch_file(
+    repository: str,
+    names: tuple[str, ...],
+    revision: str | None = None,
+) -> Path | None:
+    """The folder of the first of some files of a repository.
 
-    None where the repository lacks it, or the hub denies
-    it. Raises UsageError if neither hub nor cache answers.
+    It is from the hub or its cache; None where it lacks them, or
+    is denied. Raises UsageError if neither hub nor cache answers.
     """
     try:
-        return hub_folder(repository, revision, Layout(files=(name,))) / name
+        return hub_folder(repository, revision, Layout(files=names))
     except HubRefusal as error:
         if error.known:  # where the hub denies it, the error for the weights says so
             return None
-        reason = f"the hub can't be asked for its {name}: {repository} {error}"
+        reason = f"the hub can't be asked for its {names[0]}: {repository} {error}"
         raise UsageError(f"Model 'hf:{repository}': {reason}. Name a folder, or go online once.") from error
 
 

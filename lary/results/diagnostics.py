@@ -17,7 +17,8 @@ from lary.configs import DiagnoseConfig
 from lary.data.spec import DATASETS
 from lary.files import write_json
 from lary.latents.ref import LatentsRef, SplitLatents, open_latents
-from lary.models.spec import MODELS, ModelSpec, with_latent
+from lary.models.choices import chosen_model
+from lary.models.spec import ModelSpec
 from lary.runtime import progress
 from lary.settings import Settings
 from lary.types import JsonDict, LaryError
@@ -90,7 +91,7 @@ def diagnose_split(config: DiagnoseConfig, settings: Settings) -> tuple[JsonDict
     Raises UsageError without latents, LaryError for one that can't be read or isn't finite.
     """
     config.check_counts("rows", "batch_size")
-    model, dataset = with_latent(MODELS.get(config.model), config.latent), DATASETS.get(config.dataset)
+    model, dataset = chosen_model(config), DATASETS.get(config.dataset)
     split = config.split or dataset.validation
     dataset.split(split)
     ref = LatentsRef.of(config, split)

@@ -313,6 +313,7 @@ class EvalResult(RunFacts):
     def label(self) -> str:
         """The model's name, with what sets this run apart from the usual one of its kind."""
         parts = [f"{self.probe} probe"] if self.probe not in USUAL_PROBES else []
+        parts += [f"{k} {v}" for k, v in self.options_given.items() if k in ("layer", "size") and v is not None]
         parts += [f"{RANDOM} weights"] if self.model.revision == RANDOM else []
         parts += [self.control.replace("-", " ")] if self.control else []
         parts += [f"{self.project} random dimensions"] if self.project is not None else []

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from lary.arrays import Floats, Ints, Pixels
-from lary.data.frames import read_clip
 from lary.data.spec import DATASETS
+from lary.latents.choice import read_chosen
 from lary.latents.ref import LatentsRef, SplitLatents, open_latents
+from lary.models.choices import chosen_model
 from lary.models.preprocess import resize
-from lary.models.spec import MODELS, ModelSpec, Preprocess
+from lary.models.spec import ModelSpec, Preprocess
 from lary.results.figures import Context, Files, Found, check_known, finish, new_figure, plot_pair, slug
 from lary.results.folder import FinishedRun
 from lary.results.published import Chunks, read_predicted
@@ -70,10 +71,10 @@ def _write_maps(run: FinishedRun, context: Context, known: dict[str, None]) -> F
     result = run.result
     if not result.options_given:
         raise LaryError("its result doesn't tell the options that it was made with")
-    dataset, model = DATASETS.get(result.dataset.name), MODELS.get(result.model.name)
-    names = LatentsRef.__dataclass_fields__
+    dataset, names = DATASETS.get(result.dataset.name), LatentsRef.__dataclass_fields__
     given = {name: value for name, value in result.options_given.items() if name in names}
     ref = LatentsRef(**given | {"dataset": dataset.name, "split": dataset.validation})
+    model = chosen_model(ref)
     split = open_latents(context.settings, ref)
     if result.dataset.tables.get(ref.split, split.table.digest) != split.table.digest:
         log.warning("%s: the table of its latents has changed since the run", run.folder)
@@ -83,9 +84,10 @@ def _write_maps(run: FinishedRun, context: Context, known: dict[str, None]) -> F
     heads = load_heads(run.folder / CHECKPOINT, len(dataset.labels.classes))
     run.file(CHECKPOINT)
     shares, weights = attend(heads, split.source, rows)
-    layout = layout_of(tuple(split.source.shape), split.frames, model)
-    weights = weights.reshape(len(rows), len(layout.steps), layout.tokens)
     view = model.preprocessing(ref.protocol, split.table.spec.media)
+    of_view = range(view.frames or 0)
+    layout = layout_of(tuple(split.source.shape), len(of_view) or split.frames, model)
+    weights = weights.reshape(len(rows), len(layout.steps), layout.tokens)
     chosen = [split.table[row] for row in rows]
     pictures = [_frames_as_seen(split, sample, view) for sample in chosen]
     samples = [
@@ -95,7 +97,7 @@ def _write_maps(run: FinishedRun, context: Context, known: dict[str, None]) -> F
             "true": sample.target,
             "predicted": dataset.labels.classes[shares[place].argmax()],
             "probability": float(shares[place].max()),
-            "frames": [f"frame {number}" for number in sample.frame_index] or ["source", "target"],
+            "frames": [f"frame {number}" for number in of_view or sample.frame_index] or ["source", "target"],
             "share_of_steps": weights[place].sum(axis=1).tolist(),
         }
         for place, sample in enumerate(chosen)
@@ -152,7 +154,7 @@ def _even_places(count: int, length: int) -> Ints:
 def _frames_as_seen(split: SplitLatents, sample: Sample, view: Preprocess) -> Pixels | None:
     """Frames (T, H, W, 3) as the model sees them, if they are here."""
     try:
-        return resize(read_clip(split.table.media_path(sample), sample.frame_index), view)
+        return resize(read_chosen(split.table.media_path(sample), sample.frame_index, view), view)
     except MediaError as error:
         log.warning("attention without the frame behind it: %s", error)
         return None

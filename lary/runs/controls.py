@@ -16,6 +16,7 @@ from typing import Any
 from lary.configs import ControlsConfig, ProbeControl, RunConfig
 from lary.data.spec import DATASETS, DatasetSpec
 from lary.latents.ref import LatentsRef, find_latent_table
+from lary.models.choices import CHOICES
 from lary.models.spec import MODELS, ModelSpec
 from lary.results.compare import compare_results
 from lary.results.record import ALONE, FILE_NAME, EvalResult, Margin, write_result
@@ -100,7 +101,7 @@ def run_one(
     """One probe run, with the latents that it needs; baselines have one kind of latent."""
     given = vars(config) | {"model": model.name, "project": None}
     if model.name != config.model:
-        given["latent"] = None
+        given |= dict.fromkeys((*CHOICES, "name"))
     return run_splits(RunConfig(**given | changes), splits, settings, replace_latents=False).probe
 
 

@@ -27,8 +27,9 @@ from typing import Any, TypeVar
 from lary.configs import SweepConfig
 from lary.data.spec import DATASETS
 from lary.data.tables import SampleTable, read_table
-from lary.latents.pipeline import Advance, Job, Unit, UnitReport, encode_units, make_encoder, model_of, plan_units
+from lary.latents.pipeline import Advance, Job, Unit, UnitReport, encode_units, make_encoder, plan_units
 from lary.latents.store import read_manifest
+from lary.models.choices import chosen_model
 from lary.models.running import LoadedEncoder
 from lary.registry import load_plugin, loaded_plugins
 from lary.runtime import log, pick_devices, progress
@@ -113,7 +114,7 @@ class UnitWorker:
         dataset = DATASETS.get(config.dataset)
         table = read_table(dataset, config.split, path=job.table, data_dir=job.data_dir, limit=config.limit)
         device = self._device or pick_devices(None, config.device)[0]
-        return table, device, make_encoder(job, model_of(config), device)
+        return table, device, make_encoder(job, chosen_model(config), device)
 
     def run(self, units: Sequence[Unit]) -> list[UnitReport]:
         """Do some units. Raises LaryError."""

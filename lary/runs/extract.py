@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,8 @@ from lary.data.spec import DATASETS, DatasetSpec
 from lary.data.splits import find_table
 from lary.data.tables import INDEX_COLUMN, MEDIA_COLUMNS, SampleTable, read_table, write_csv
 from lary.files import digest, read_failures, read_json, remove_torn, write_failures, write_json
-from lary.latents.pipeline import Interrupted, Job, UnitReport, encode_units, make_encoder, model_of, plan_units
+from lary.latents.choice import check_frames_there
+from lary.latents.pipeline import Interrupted, Job, UnitReport, encode_units, make_encoder, plan_units
 from lary.latents.ref import (
     KINDS,
     TABLE_FOLDER,
@@ -36,6 +37,7 @@ from lary.latents.ref import (
 )
 from lary.latents.store import LatentStore, StoreIdentity, check_pool, read_manifest
 from lary.locks import locked
+from lary.models.choices import chosen_model, deciding_fields
 from lary.models.running import LoadedEncoder
 from lary.models.spec import locate_weights
 from lary.registry import loaded_plugins
@@ -139,19 +141,18 @@ class Run:
 
 def prepare_run(config: ExtractConfig, settings: Settings) -> Run:
     """Look everything up. Raises UsageError and LaryError, as `extract` does."""
-    model, dataset = model_of(config), DATASETS.get(config.dataset)
+    model, dataset = chosen_model(config), DATASETS.get(config.dataset)
     check_request(dataset, config)
     check_pool(model, config.pool)
     check_format(config.store, config.dtype)
     devices = pick_devices(config.gpus, config.device)
     table = read_input(config, settings)
+    check_frames_there(table, model, model.preprocessing(config.protocol, dataset.media))
     values = settings.values()
     weights = locate_weights(model, values, config.weights)
     job = Job(config, settings.path("DATA_DIR"), table.path, weights, values, loaded_plugins())
     encoder = make_encoder(job, model, devices[0])
-    options = model.options | (model.options_paper if config.protocol == "paper" else {})
-    # The fields of the model's record that decide its latents.
-    record = {"preprocess": asdict(model.preprocessing(config.protocol, dataset.media)), "options": options}
+    record = deciding_fields(model, config.protocol, dataset.media)
     text = json.dumps({**record, "precision": config.precision}, sort_keys=True, default=str)
     identity = StoreIdentity(
         model.name, dataset.name, config.split, config.protocol, digest(text), encoder.identity.digest,
@@ -161,7 +162,12 @@ def prepare_run(config: ExtractConfig, settings: Settings) -> Run:
     folder = ref.folder(settings)
     if not config.overwrite:
         identity = as_before(folder, identity)
-    details = {"record": record, "weights_from": weights, "batch_size": config.batch_size}
+    details = {
+        "record": record,
+        "weights_from": weights,
+        "batch_size": config.batch_size,
+        "parameters_m": encoder.parameters_m,
+    }
     return Run(job, ref, table, devices, identity, details, folder, encoder)
 
 
@@ -317,6 +323,9 @@ def read_timing(folder: Path) -> tuple[int, float]:
 def separate(split: SplitLatents, protocol: BenchmarkProtocol) -> bool:
     """Whether the latents hold each frame alone; under ``paper`` some encoders mix them."""
     shape = split.source.shape
+    record = split.store.get("record", {})
+    if record.get("preprocess", {}).get("frames"):  # not the table's
+        return False
     return protocol == "corrected" and len(shape) == 3 and shape[0] == split.frames
 
 

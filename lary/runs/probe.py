@@ -229,14 +229,14 @@ def run_facts(task: Task, inputs: tuple[NamedDigest, ...]) -> JsonDict:
     known = all(data.digests.get(name) == own for name, own in dataset["samples"].items())
     dataset["revision_source"] = "verified" if known else "declared"
     weights = {
-        "name": config.model,
+        "name": config.name or config.model,
         "dim": shape[-1],
         "shape": shape,
         "revision": str(train.store.get("weights_from") or ""),
         "weights": train.store.get("identity", {}).get("weights", ""),
         # Of latents that another program wrote, or whose plug-in isn't named again.
         "paradigm": model.paradigm if model else "unregistered",
-        "parameters_m": model.parameters_m if model else None,
+        "parameters_m": (model and model.parameters_m) or train.store.get("parameters_m"),
     }
     same = ("protocol", "control", "project", "folds", "action_mode")
     return {name: getattr(config, name, None) for name in same} | {

@@ -20,7 +20,8 @@ from lary.data.tables import read_table
 from lary.files import digest, read_yaml
 from lary.latents.pipeline import Interrupted
 from lary.latents.ref import LatentsRef, find_latent_table
-from lary.models.spec import MODELS, locate_weights, with_latent
+from lary.models.choices import chosen_model
+from lary.models.spec import locate_weights
 from lary.probes.presets import PRESETS
 from lary.registry import aligned, load_plugin
 from lary.results.record import FILE_NAME, EvalResult
@@ -41,6 +42,9 @@ IN_FOLDER = (
     "weights",
     "latent",
     "pool",
+    "layer",
+    "size",
+    "name",
     "model_type",
     "action_mode",
     "control",
@@ -85,7 +89,7 @@ class Planned:
     @property
     def latents(self) -> tuple[str | None, ...]:
         """What names a folder of latents."""
-        found = [getattr(self.config, name) for name in IN_FOLDER[:6]]
+        found = [getattr(self.config, name) for name in IN_FOLDER[:9]]
         found[3] = RANDOM if self.config.weights == RANDOM else None
         return tuple(found)
 
@@ -145,7 +149,7 @@ def lacking(plan: Sequence[Planned], settings: Settings) -> dict[int, str]:
             for role, split in DATASETS.get(config.dataset).roles(config.splits).items():
                 if each.is_done(settings) or find_latent_table(settings, LatentsRef.of(config, split)):
                     continue
-                locate_weights(MODELS.get(config.model), settings.values(), config.weights)
+                locate_weights(chosen_model(config), settings.values(), config.weights)
                 place = config.dataset, split
                 if place not in checked:
                     checked[place] = split_problem(*place, optional=role == "unseen", settings=settings)
@@ -272,7 +276,7 @@ def checked(options: Mapping[str, Any], place: str) -> RunConfig:
     config = make_options(RunConfig, options, place)
     try:
         dataset = DATASETS.get(config.dataset)
-        with_latent(MODELS.get(config.model), config.latent)
+        chosen_model(config)
         PRESETS.get(config.probe_preset)
         probe_config(config)
         dataset.roles(config.splits)

@@ -21,7 +21,8 @@ from lary.files import digest, write_failures
 from lary.latents.ref import LatentsRef, SplitLatents, find_latent_table, open_latents
 from lary.latents.sources import read_stamp
 from lary.latents.store import SHARD_MARK
-from lary.models.spec import MODELS, ModelSpec, with_latent
+from lary.models.choices import chosen_model
+from lary.models.spec import MODELS, ModelSpec
 from lary.probes.outcome import ClassificationOutcome, RegressionOutcome, SampleColumns
 from lary.probes.presets import PRESETS, ProbeKind
 from lary.probes.sources import finite_latents, keep_in_memory, projected, reordered
@@ -43,9 +44,6 @@ Splits = Mapping[str, SplitLatents]
 CHECKED_ROWS = 1024  # of a split, whose latents are checked against their sample
 SEEDS = 2**32  # seeds are numbers from 0 to one less
 SHUFFLED = "shuffled-targets"
-
-
-# --- options ---
 
 
 def with_seeds(config: ProbeConfig) -> ProbeConfig:
@@ -105,7 +103,7 @@ def frame_of(config: ProbeConfig) -> RelativeFrame | None:
 def find_model(config: ProbeConfig, dataset: DatasetSpec, settings: Settings) -> ModelSpec | None:
     """The record of the model; None for latents of a name of their own. Raises UsageError."""
     try:
-        return with_latent(MODELS.get(config.model), config.latent)
+        return chosen_model(config)
     except UsageError:
         train = LatentsRef.of(config, dataset.roles(config.splits)["train"])
         if config.model in MODELS.names() or find_latent_table(settings, train) is None:

@@ -1,5 +1,8 @@
 """The stages of an extraction: the same bits on a device as on the CPU, whatever shares a batch."""
 
+import itertools
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -20,30 +23,36 @@ def test_normalising_on_a_device_gives_the_same_bits() -> None:
 
 
 def test_batches_on_an_accelerator_give_what_single_rows_give() -> None:
-    """Rows of different lengths, some unreadable, two batches under way at once."""
+    """Rows of different lengths and native sizes, some unreadable, two batches under way at once."""
 
     class Sums:
         def encode(self, clips: torch.Tensor) -> Latents:
+            clips = clips.float()
             return Latents(clips.sum((3, 4)).unsqueeze(2), clips.sum((2, 3, 4)).long().unsqueeze(2))
 
     rng = np.random.default_rng(1)
 
     def batch(first: int) -> Batch:
-        rows, lengths = [first, first + 1, first + 3], [4, 2, 4]
-        about = zip(rows, lengths, strict=True)
-        samples = [Sample(str(row), row, ("a",), tuple(range(length)), "", "", "") for row, length in about]
+        rows, sizes = [first, first + 1, first + 3], [(4, 8, 8), (2, 8, 8), (4, 8, 8)]
+        if first == 8:
+            sizes = [(4, 6, 8), (4, 8, 8), (3, 6, 8)]
+        samples = [Sample(str(row), row, ("a",), (), "", "", "") for row in rows]
         clips = rng.integers(0, 256, (4, 4, 3, 8, 8), dtype=np.uint8)
-        return Batch(0, rows, [0, 1, 3], samples, [["a"]] * 3, clips, {first + 3: "torn"} if first == 4 else {})
+        there = dict(zip(rows, sizes, strict=True))
+        if first == 4:
+            del there[first + 3]
+        return Batch(0, rows, [0, 1, 3], samples, [["a"]] * 3, clips, shapes=there)
 
     batches = [batch(0), batch(4), batch(8)]
     results = []
-    for singly in (True, False):
-        encoding = Encoding(Sums(), Preprocess(size=8, mean=(0.5, 0.5, 0.5)), "cpu", "none", singly=singly)  # type: ignore[arg-type]
+    for singly, dtype in itertools.product((True, False), ("float32", "uint8")):
+        record: Any = Preprocess(size=8, mean=(0.5, 0.5, 0.5), dtype=dtype)  # type: ignore[arg-type]
+        encoding = Encoding(Sums(), record, "cpu", "none", singly=singly)  # type: ignore[arg-type]
         found = {}
         for current, rows in encoding.stream(iter(batches)):
             for index, tokens, codes in rows:
                 assert codes is not None
                 found[current.rows[index]] = (tokens.tobytes(), tokens.shape, codes.tobytes())
         results.append(found)
-    assert results[0] == results[1]
+    assert results[:2] == results[2:]
     assert sorted(results[0]) == [0, 1, 3, 4, 5, 8, 9, 11]

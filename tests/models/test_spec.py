@@ -4,14 +4,19 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 
+from lary.models.choices import deciding_fields, with_choices
 from lary.models.spec import MODELS
+from lary.results.record import read_result
 from tests.helpers import printed
+from tests.tiny import TINY_DIM, save_tiny
 from tests.tree import make_calvin, make_robot
 
 ROOT = Path(__file__).parents[2]
@@ -87,6 +92,79 @@ def test_example_runs_through_extract_classify_and_regress(root: Path) -> None:
     found = [json.loads(path.read_text()) for path in (root / "logs").rglob("result.json")]
     facts = sorted((result["task"], result["model"]["name"], result["model"]["dim"]) for result in found)
     assert facts == [("classification", "colour-grid", 6), ("regression", "colour-grid", 6)]
+
+
+def onnx_file(path: Path) -> Path:
+    """A network that averages cells of 16 x 16 pixels."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from onnx import TensorProto, helper
+
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n", 3, 224, 224])
+    cells = helper.make_tensor_value_info("cells", TensorProto.FLOAT, ["n", 3, 14, 14])
+    pool = helper.make_node("AveragePool", ["images"], ["cells"], kernel_shape=[16, 16], strides=[16, 16])
+    graph = helper.make_graph([pool], "cells", [images], [cells])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+@pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize("name", ["elsewhere", "onnx"])
+def test_networks_that_run_elsewhere(name: str, root: Path, tmp_path: Path) -> None:
+    weights = ("--weights", onnx_file(tmp_path / "net.onnx")) if name == "onnx" else ()
+    plugin = EXAMPLE.with_name("onnx_encoder.py" if weights else "subprocess_encoder.py")
+    printed("check-model", f"{plugin}:{name}", *weights, has=["x 196 x 3" if weights else "x 64 x 3", "should be"])
+    words = ("--plugin", plugin, "--dataset", "calvin", "--model-type", "ridge", "--probe-preset", "demo", "--workers")
+    printed("run", "--model", name, *weights, *words, "1", root=root, has=["the probe was run now"])
+    (store,) = (root / "latent_actions" / "calvin" / "val").glob(f"{name}/store.json")
+    assert json.loads(store.read_text())["identity"]["weights"], "the file is the identity of the weights"
+
+
+def test_short_names_layers_and_sizes_name_folders_tables_and_results(root: Path, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "vit", "dinov2")
+    model, short = f"hf:{folder}", ("--name", "tiny", "--size", "56")
+    known, later = MODELS.get(model), ("dtype", "frames", "stride", "rate")  # these digests are older
+    assert deciding_fields(with_choices(known), "corrected", "pair") == {
+        "preprocess": {k: v for k, v in asdict(known.preprocess).items() if k not in later}, "options": {},
+    }  # fmt: skip
+    words = ("--dataset", "calvin", "--model-type", "ridge", "--probe-preset", "demo", "--workers", "1")
+    for layer in ("-2", "0"):
+        printed("run", "--model", model, *short, "--layer", layer, *words, root=root, has=["the probe was run now"])
+    where = root / "latent_actions" / "calvin" / "val"
+    stores = [json.loads((where / f"tiny@layer{layer}@size56" / "store.json").read_text()) for layer in ("-2", "0")]
+    assert stores[0]["key"] != stores[1]["key"]
+    assert (stores[0]["identity"]["model"], stores[0]["record"]["options"]) == ("tiny", {"layer": -2, "size": 56})
+    (file,) = (root / "logs").rglob("calvin_5_tiny@layer-2@size56_ridge_absolute/result.json")
+    result = read_result(file)
+    assert (result.label, result.model.shape) == ("tiny (ridge probe, layer -2, size 56)", (2, 16, TINY_DIM))
+    count = sum(value.numel() for value in transformers.AutoModel.from_pretrained(folder).parameters()) / 1e6
+    assert result.model.parameters_m == stores[0]["parameters_m"] == pytest.approx(count, abs=1e-4)
+    assert str(folder) not in str(result.model.name)
+    sentences = {
+        ("pixels", "--layer", "1"): "'pixels' has no choice of a layer",
+        ("pixels", "--size", "8"): "'pixels' has one size of frames",
+        (model, "--layer", "7"): "gives layers 0 to",
+        (model, "--size", "0"): "must be at least 1",
+        (model, "--name", "pixels"): "the name of another model",
+        (model, "--name", "a/b"): "letters, digits and",
+    }
+    for given, said in sentences.items():
+        extract(root, *given, code=2, has=[said])
+
+
+def test_code_of_a_plug_in_that_fails_shows_its_line(root: Path, tmp_path: Path) -> None:
+    """One sentence, with the author's own file and line, also where numpy or torch raised the error."""
+    (tmp_path / "helper.py").write_text("def bad(clips):\n    return clips.reshape(7, 7)\n")
+    (tmp_path / "module.py").write_text("import json\njson.loads('{')\n")
+    hint = f"{tmp_path / 'plugin.py'}, line 11: FileNotFoundError: [Errno 2]"
+    extract(root, "own", "--plugin", write_plugin(tmp_path, "open('/nowhere/weights')"), code=1, has=[hint])
+    imported = f"__import__('runpy').run_path({str(tmp_path / 'helper.py')!r})['bad'](clips)"
+    hint = f"Model 'own' failed in {tmp_path / 'helper.py'}, line 2: RuntimeError: shape '[7, 7]'"
+    extract(root, "own", "--plugin", write_plugin(tmp_path, imported), code=1, has=[hint])
+    hint = f"failed in {tmp_path / 'plugin.py'}, line 9: TypeError"
+    extract(root, "own", "--plugin", write_plugin(tmp_path, SOUND, "None"), code=1, has=[hint])  # type: ignore[arg-type]
+    hint = f"module.py failed in {tmp_path / 'module.py'}, line 2: JSONDecodeError"
+    printed("models", "--plugin", tmp_path / "module.py", code=2, has=[hint])
 
 
 def test_installed_package_offers_its_model(tmp_path: Path) -> None:

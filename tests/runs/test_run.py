@@ -50,7 +50,7 @@ def test_options_of_run_are_those_of_its_parts() -> None:
     assert {field.name for field in fields(ExtractConfig)} - own == left_out
     harmless = {*left_out, "engine", "address", "workers", "read_timeout", "gpus", "overwrite", "seed"}
     deciding = {field.name for field in fields(ExtractConfig)} - harmless | {"model_seed"}
-    assert {*OF_LATENTS, *IN_FOLDER[:6]} == deciding, "what a sweep takes for an option of the latents"
+    assert {*OF_LATENTS, *IN_FOLDER[:9]} == deciding, "what a sweep takes for an option of the latents"
     for part in (ClassifyConfig, RegressConfig):
         assert {field.name for field in fields(part)} - own <= {"dim", "classes"}
 
