@@ -296,7 +296,7 @@ class AnyBackbone(NetworkEncoder):
         return states[self._layer]
 
     def _find_cells(self) -> Cells:
-        """Where the tokens of image cells are. Raises UsageError where they aren't."""
+        """Where the tokens of image cells are. Raises UsageError."""
         import torch
 
         side, name, frames = self._spec.preprocess.size, self._spec.name, self._frames

@@ -175,7 +175,7 @@ class FinishedRun:
 
 
 def choice_of(result: EvalResult) -> str:
-    """How the reported epoch came about; former versions picked it on a tenth."""
+    """How the reported epoch came about."""
     older = result.protocol == "corrected" and "choice" not in result.options
     return "picked on a held-out tenth" if older else "averaged"
 
