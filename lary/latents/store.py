@@ -215,12 +215,13 @@ def read_manifest(folder: Path) -> JsonDict:
 
 
 def read_media(folder: Path) -> dict[str, str]:
-    """The `media_facts` of the files that rows of a store come from, by path; the first ones read of each."""
+    """The `media_facts` of the files that rows of a store come from, by path."""
     found: dict[str, str] = {}
     for file in sorted(folder.glob(MEDIA)):
         for line in read_limited(file, 1 << 30).decode("utf-8", "replace").split("\n")[1:]:
             facts, _, path = line.partition("\t")
-            found.setdefault(path, facts)
+            if path:  # a line may be torn
+                found.setdefault(path, facts)
     return found
 
 
