@@ -11,7 +11,7 @@ from tests.lerobot_files import FRONT, WRIST, write_lerobot
 from tests.tree import make_calvin
 
 pytestmark = pytest.mark.usefixtures("no_figures")
-LAM = '''
+LAM = """
 import torch
 from lary import Latents, ModelSpec, Preprocess, Weights, register_model
 
@@ -29,7 +29,7 @@ class VqLam:
         latents = (change @ self.project).unflatten(0, (len(clips), -1))[:, :, None]  # (B, T - 1, 1, 8)
         codes = torch.cdist(latents.flatten(0, 2), self.codebook).argmin(dim=1).view(latents.shape[:3])
         return Latents(self.codebook[codes] if self.latent == "quantized" else latents, codes)
-'''
+"""
 SWEEP = """
 plugins: [vq_lam.py]
 options: {dataset: calvin, probe_preset: demo, model_type: mlp, epochs: 2, workers: 1}
@@ -62,7 +62,9 @@ def test_codes_of_an_author_end_in_a_table(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     make_calvin(tmp_path, {"train": 8, "val": 7})
     draw = torch.Generator().manual_seed(0)
-    weights = {name: torch.randn(shape, generator=draw) for name, shape in (("project", (48, 8)), ("codebook", (16, 8)))}
+    weights = {
+        name: torch.randn(shape, generator=draw) for name, shape in (("project", (48, 8)), ("codebook", (16, 8)))
+    }
     torch.save(weights, tmp_path / "vq.pt")
     (tmp_path / "vq_lam.py").write_text(LAM)
     (tmp_path / "lary.yaml").write_text("PLUGIN: vq_lam.py\nVQ_LAM_PATH: vq.pt\n")
@@ -72,7 +74,7 @@ def test_codes_of_an_author_end_in_a_table(tmp_path: Path, monkeypatch: pytest.M
     printed("sweep", "sweep.yaml", root=tmp_path, has=["3 runs: 3 done now"])
     latex = printed("table", tmp_path / "logs", "--format", "latex")
     rows = re.findall(r"^    (.+?) & (.+?) \[", latex, re.MULTILINE)
-    assert {name for name, _ in rows} == {"vq-lam", "vq-lam (quantized)", "frame-difference"}
+    assert {name for name, _ in rows} == {"vq-lam", "vq-lam (latent quantized)", "frame-difference"}
     assert latex.count(r"\textbf{") == 1
     codes = printed("diagnose", "--model", "vq-lam", "--dataset", "calvin", "--split", "val", root=tmp_path)
     assert "perplexity" in codes

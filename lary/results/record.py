@@ -21,7 +21,7 @@ from lary.types import RANDOM, BenchmarkProtocol, JsonDict, LaryError
 SCHEMA_VERSION = 4
 FILE_NAME = "result.json"
 SEAL = re.compile(rb'"seal": "([0-9a-f]{64})"')
-USUAL_PROBES = ("", "attentive", "mlp")
+USUAL_PROBES, OF_LATENTS = ("", "attentive", "mlp"), ("latent", "pool", "layer", "size")
 """Probes of the paper's leaderboards."""
 ALONE = "intervals are for this one training alone, and differences have no p value: --seeds 0,1,2 trains three"
 
@@ -313,7 +313,7 @@ class EvalResult(RunFacts):
     def label(self) -> str:
         """The model's name, with what sets this run apart from the usual one of its kind."""
         parts = [f"{self.probe} probe"] if self.probe not in USUAL_PROBES else []
-        parts += [f"{k} {v}" for k, v in self.options_given.items() if k in ("layer", "size") and v is not None]
+        parts += [f"{k} {v}" for k, v in self.options_given.items() if k in OF_LATENTS and v is not None]
         parts += [f"{RANDOM} weights"] if self.model.revision == RANDOM else []
         parts += [self.control.replace("-", " ")] if self.control else []
         parts += [f"{self.project} random dimensions"] if self.project is not None else []
