@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from lary.files import digest, path_problem, reason_of
 from lary.runtime import log
@@ -120,6 +120,15 @@ _plugins: dict[str, Path] = {}
 def loaded_plugins() -> tuple[Path, ...]:
     """The plug-ins that ran in this process, for the processes that it starts."""
     return tuple(_plugins.values())
+
+
+def load_named_plugins(named: Any, file: Path) -> None:
+    """Run the plug-ins that a file names, from its folder on. Raises UsageError."""
+    found = [named] if isinstance(named, str) else named or []
+    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+        raise UsageError(f"{file}: plug-ins are named as one Python file or a list of them.")
+    for each in found:
+        load_plugin(file.parent / each)
 
 
 def load_plugin(path: str | Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lary.files import LARGEST_YAML, path_problem, read_limited, read_text, read_yaml, write_text
-from lary.registry import load_plugin, record_folder, suggest
+from lary.registry import load_named_plugins, record_folder, suggest
 from lary.types import UsageError, as_path
 
 CONFIG_NAME = "lary.yaml"
@@ -142,11 +142,6 @@ def load_settings(
     return Settings(items, file)
 
 
-def add_variable(name: str, meaning: str) -> None:
-    """Make the variable of a plug-in's weights a setting like those of the built-in models."""
-    VARIABLES.setdefault(name, Variable(meaning))
-
-
 def check_setting(name: str, problem: str) -> None:
     """Raise UsageError, beginning with `problem`, for a name that is no setting."""
     if name not in VARIABLES:
@@ -166,9 +161,7 @@ def _read_config(file: Path) -> dict[str, str]:
     content: Any = read_yaml(file, "configuration file") or {}
     if not isinstance(content, dict):
         raise UsageError(f"The configuration file {file} must be lines of the form NAME: value.")
-    plugins = content.pop(PLUGIN, None) or ()
-    for plugin in [plugins] if isinstance(plugins, str) else plugins:
-        load_plugin(file.parent / str(plugin))
+    load_named_plugins(content.pop(PLUGIN, None), file)
     for name, value in content.items():
         check_setting(str(name), f"The configuration file {file} has an unknown setting:")
         if value is not None and not isinstance(value, str | int | float):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lary.registry import Registry
-from lary.settings import add_variable
+from lary.settings import VARIABLES, Variable
 from lary.types import RANDOM, BenchmarkProtocol, Encoder, JsonDict, Media, UsageError, as_path
 
 ResizeMethod = Literal[
@@ -240,7 +240,7 @@ def register_model(*specs: ModelSpec) -> Callable[[Factory], Any]:
             MODELS.add(replace(spec, factory=factory))
             for weights in (spec.weights, spec.backbone):
                 if weights and weights.variable:
-                    add_variable(weights.variable, f"Weights of '{spec.name}'.")
+                    VARIABLES.setdefault(weights.variable, Variable(f"Weights of '{spec.name}'."))
         return factory
 
     return decorate

@@ -23,13 +23,13 @@ from lary.latents.ref import LatentsRef, find_latent_table
 from lary.models.choices import chosen_model
 from lary.models.spec import locate_weights
 from lary.probes.presets import PRESETS
-from lary.registry import aligned, load_plugin
+from lary.registry import aligned, load_named_plugins, load_plugin
 from lary.results.record import FILE_NAME, EvalResult
 from lary.runs.engines import tasks_on_ray
 from lary.runs.probe import run_folder
 from lary.runs.run import RunReport, probe_config, results_table, run
 from lary.runtime import log, setup_logging
-from lary.settings import Settings, load_settings
+from lary.settings import Setting, Settings, load_settings
 from lary.types import RANDOM, JsonDict, LaryError, UsageError
 
 SECTIONS = {"options": dict, "grid": dict, "runs": list}
@@ -161,7 +161,7 @@ def lacking(plan: Sequence[Planned], settings: Settings) -> dict[int, str]:
 
 
 def split_problem(name: str, split: str, *, optional: bool, settings: Settings) -> str:
-    """Why a split can't be extracted: no table, an unknown class, no media; empty if it can."""
+    """Why a split can't be extracted; empty if it can."""
     dataset = DATASETS.get(name)
     try:
         path = find_table(dataset, split, settings.path("LARY_ROOT"))
@@ -211,9 +211,8 @@ def read_plan(file: Path) -> list[Planned]:
     """The runs of a file, checked. Raises UsageError."""
     where = f"The sweep file {file}"
     content = read_yaml(file, "sweep file")
-    plugins = content.pop("plugins", None) if isinstance(content, dict) else None
-    for plugin in plugins if isinstance(plugins, list) else [plugins] * bool(plugins):
-        load_plugin(file.parent / str(plugin))
+    if isinstance(content, dict):
+        load_named_plugins(content.pop("plugins", None), file)
     if not isinstance(content, dict) or not content.keys() <= SECTIONS.keys():
         raise UsageError(f"{where} has to hold the keys {', '.join(SECTIONS)} or plugins, and no others.")
     found = [content.get(name) or kind() for name, kind in SECTIONS.items()]
@@ -255,7 +254,7 @@ def read_plan(file: Path) -> list[Planned]:
                 "these share a folder; make two sweeps of it, with another LARY_LA_DIR and LARY_ROOT."
             )
     folders: dict[str, int] = {}
-    here = load_settings({"LARY_LOG_DIR": "."}, environment={})
+    here = Settings({"LARY_LOG_DIR": Setting("LARY_LOG_DIR", ".", "")}, file)
     for each in plan:
         place = f"{each.own}/{run_folder(probe_config(each.config), here)}".casefold()
         if (other := folders.setdefault(place, each.number)) != each.number:

@@ -3,13 +3,16 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from pydantic import TypeAdapter
 
 from lary.configs import RunConfig, SweepConfig
+from lary.data.spec import DATASETS, DatasetSpec
 from lary.files import write_text
 from lary.latents.pipeline import Interrupted
 from lary.runs import sweep as sweeps
@@ -78,6 +81,24 @@ def test_the_plan_says_what_a_run_lacks(place: Path) -> None:
     assert states[3] == "to do"
     shutil.rmtree(place / "data" / "classification")
     assert "media that" in sweep(place, f"runs:\n{runs}", "--dry-run").out
+
+
+def test_a_sweep_knows_the_records_of_its_root(place: Path) -> None:
+    """A data set of one's own, whose record is in LARY_ROOT/data and nowhere else."""
+    record = replace(DATASETS.get("calvin"), name="own", title="own")
+    (place / "data" / "own_dataset.json").write_bytes(TypeAdapter(DatasetSpec).dump_json(record))
+    for split in ("train", "val"):
+        shutil.copy(place / "data" / f"calvin_metadata_{split}.csv", place / "data" / f"own_metadata_{split}.csv")
+    runs = "[{model: pixels, dataset: own, probe_preset: demo, model_type: ridge, workers: 1}]"
+    assert "1 runs: 1 done now" in sweep(place, f"runs: {runs}").out
+
+
+@pytest.mark.parametrize("named", ["5", "{a: b}", "[3]"])
+def test_plug_ins_that_are_no_files_are_refused(place: Path, named: str) -> None:
+    done = sweep(place, f"plugins: {named}\nruns: [{{model: pixels, dataset: calvin}}]", "--dry-run")
+    assert (done.code, "plug-ins are named as one Python file or a list" in done.err) == (2, True), done.err
+    (place / "lary.yaml").write_text(f"PLUGIN: {named}\n")
+    assert "plug-ins are named as" in lary("models", "--config", place / "lary.yaml").err
 
 
 def test_a_sweep_names_its_plug_ins(place: Path) -> None:
