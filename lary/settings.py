@@ -19,7 +19,7 @@ from lary.types import UsageError, as_path
 
 CONFIG_NAME = "lary.yaml"
 PLUGIN = "PLUGIN"
-"""The entry of `CONFIG_NAME` with a plug-in, or a list of them, which run."""
+"""The entry of `CONFIG_NAME` with a plug-in, or a list of them."""
 
 
 class Variable(NamedTuple):

@@ -36,11 +36,11 @@ for name, (function, meaning) in _COMMANDS.items():
     app.command(f"lary.cli.{function}", name=name, help=meaning)
 app.register_install_completion_command()
 LOUDNESS = {"--quiet": "WARNING", "--verbose": "DEBUG", "--debug": "INFO"}
-"""Words of every command, and the level of the log."""
+"""Words of every command: the level of the log."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and exit; errors become a sentence and a code."""
+    """Run a command and exit; an error is a sentence and a code."""
     open_streams()
     setup_logging()
     words = list(sys.argv[1:] if arguments is None else arguments)
