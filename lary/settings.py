@@ -187,14 +187,18 @@ def init_config(file: Path, *, overwrite: bool = False) -> Path:
 
 
 def set_config(file: Path, name: str, value: str) -> None:
-    """Set one variable in a ``lary.yaml``, or in a new one, keeping its comments."""
-    check_setting(name, "There is no setting")
+    """Set one variable, or `PLUGIN`, in a ``lary.yaml``, keeping its comments."""
     import yaml
 
+    if name not in (PLUGIN, *VARIABLES):
+        if file.exists():  # its plug-ins may have settings
+            _read_config(file)
+        check_setting(name, "There is no setting")
     text = read_text(file, "configuration file") if file.exists() else config_template()
     entry = yaml.safe_dump({name: value}, width=4096).strip()
-    for start in ("", r"#[ \t]*"):  # in place of the line that sets it, or else of the comment
-        text, count = re.subn(rf"^{start}{name}[ \t]*:.*$", lambda _: entry, text, count=1, flags=re.MULTILINE)
+    for start in ("", r"#[ \t]*"):  # in place of the lines that set it, or else of the comment
+        form = rf"^{start}{name}[ \t]*:.*(\n[ \t]*- .*)*$"
+        text, count = re.subn(form, lambda _: entry, text, count=1, flags=re.MULTILINE)
         if count:
             break
     write_text(file, text if count else text.rstrip("\n") + f"\n{entry}\n")

@@ -162,5 +162,8 @@ def test_plug_ins_of_the_file_run_and_their_variables_are_settings(tmp_path: Pat
     printed("models", "own-lam", "--config", config, has=["OWN_LAM_PATH points to ckpt.pt, which does not exist"])
     (tmp_path / "ckpt.pt").write_text("")
     printed("models", "own-lam", "--config", config, has=[f"{tmp_path}/ckpt.pt"])
-    write(config, "PLUGIN: [none.py]\n")
+    write(config, "PLUGIN:\n  - none.py\n  - lam.py\n")
     fails(UsageError, "none.py is not a Python file", load_settings, config=config, environment={})
+    printed("config", "set", "PLUGIN", "lam.py", "--config", config)  # in place of the whole list
+    printed("config", "set", "OWN_LAM_PATH", "ckpt.pt", "--config", config)
+    assert config.read_text() == "PLUGIN: lam.py\nOWN_LAM_PATH: ckpt.pt\n"
