@@ -186,11 +186,21 @@ def load_network(
     inside = split_off(rest, features["prefix"]) if features else {}
     # Still without the encoder of frames: other keys have to fit exactly.
     with_weights(network, found, lambda: rest, "cpu")
-    if features and "library" in features:
-        network.features, own = _load_backbone(spec, features, found, inside, settings, network.grid)
-    elif features:
-        network.features, own = _load_tokenizer(spec, features, found, inside, settings)
+    if features:
+        network.features, own = load_features(spec, features, found, inside, settings, network.grid)
     return network.eval(), own
+
+
+def load_features(
+    spec: ModelSpec, features: Options, found: Checkpoint, inside: Tensors, settings: Options, grid: int
+) -> tuple[nn.Module, str]:
+    """The encoder of frames of a record, by `inside` or else by its own file.
+
+    Arguments and what is returned and raised are as in `load_network`.
+    """
+    if "library" in features:
+        return _load_backbone(spec, features, found, inside, settings, grid)
+    return _load_tokenizer(spec, features, found, inside, settings)
 
 
 def _load_backbone(

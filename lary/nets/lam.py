@@ -3,7 +3,7 @@
 The family is from LAPA (Ye et al. 2024, arXiv 2410.11758), its noise
 substitution from Vali and Bäckström 2022 (NSVQ), the tokenizer is Open-MAGVIT2
 (Luo et al. 2024, arXiv 2409.04410). Parameters have the names of the published
-checkpoints. Decoders, which encoding doesn't need, are not built.
+checkpoints. Encoding needs no decoder: it is in `lary.lam.network`.
 """
 
 from collections import OrderedDict
@@ -37,18 +37,18 @@ class ShiftNorm(nn.Module):
 
 
 class CosineAttention(nn.Module):
-    """Self-attention over unit queries and keys.
+    """Attention over unit queries and keys, of which `learned` precede the others.
 
     As published, only queries are made of the normed input.
     """
 
-    def __init__(self, dim: int, heads: int, dim_head: int) -> None:
+    def __init__(self, dim: int, heads: int, dim_head: int, learned: int = 0) -> None:
         super().__init__()
         inner = heads * dim_head
         self.heads = heads
-        # Unused, but in every checkpoint, the first with length 0: they are
-        # parts of the decoder's cross attention.
-        self.null_kv = nn.Parameter(torch.randn(heads, 0, dim_head))
+        # Keys and values in turn. Self-attention has none, nor uses its
+        # `context_norm`, but both are in every checkpoint.
+        self.null_kv = nn.Parameter(torch.randn(heads, 2 * learned, dim_head))
         self.context_norm = ShiftNorm(dim)
         self.q_scale = nn.Parameter(torch.ones(dim_head))
         self.k_scale = nn.Parameter(torch.ones(dim_head))
@@ -57,10 +57,17 @@ class CosineAttention(nn.Module):
         self.to_kv = nn.Linear(dim, 2 * inner, bias=False)
         self.to_out = nn.Linear(inner, dim, bias=False)
 
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Sequences (S, N, D) to their shape; logits get `bias` (heads, N, N)."""
-        parts = (self.to_q(self.norm(x)), *self.to_kv(x).chunk(2, dim=-1))
+    def forward(self, x: Tensor, bias: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+        """Sequences (S, N, D) to their shape; logits get `bias` (heads, N, N).
+
+        Keys and values are those of `context` (S, M, D), or else of `x` itself.
+        """
+        source = x if context is None else self.context_norm(context)
+        parts = (self.to_q(self.norm(x)), *self.to_kv(source).chunk(2, dim=-1))
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        if self.null_kv.shape[1]:
+            own = self.null_kv.expand(len(x), -1, -1, -1)
+            k, v = torch.cat([own[:, :, ::2], k], dim=2), torch.cat([own[:, :, 1::2], v], dim=2)
         q = F.normalize(q, dim=-1) * self.q_scale
         k = F.normalize(k, dim=-1) * self.k_scale
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=LOGIT_SCALE)
@@ -143,20 +150,28 @@ class GridBias(nn.Module):
 class LaqTransformer(nn.Module):
     """Layers of place convolution, attention and feed-forward, then a final norm."""
 
-    def __init__(self, dim: int, depth: int, heads: int, dim_head: int) -> None:
+    def __init__(self, dim: int, depth: int, heads: int, dim_head: int, learned: int | None = None) -> None:
         super().__init__()
         self.layers = nn.ModuleList()
         for _ in range(depth):
-            # Published names; "2" is the cross attention of the decoder.
-            layer = {"0": PlaceConvolution(dim), "1": CosineAttention(dim, heads, dim_head), "3": feed_forward(dim)}
-            self.layers.append(nn.ModuleDict(layer))
+            layer: dict[str, nn.Module] = {"0": PlaceConvolution(dim), "1": CosineAttention(dim, heads, dim_head)}
+            if learned is not None:  # the decoder, which attends to the action
+                layer["2"] = CosineAttention(dim, heads, dim_head, learned)
+            self.layers.append(nn.ModuleDict(layer | {"3": feed_forward(dim)}))
         self.norm_out = ShiftNorm(dim)
 
-    def forward(self, x: Tensor, grid: tuple[int, int, int, int], bias: Tensor | None = None) -> Tensor:
-        """Sequences (S, N, D) of a video (B, T, H, W) = `grid` to the same shape."""
+    def forward(
+        self, x: Tensor, grid: tuple[int, int, int, int], bias: Tensor | None = None, context: Tensor | None = None
+    ) -> Tensor:
+        """Sequences (S, N, D) of a video (B, T, H, W) = `grid` to the same shape.
+
+        The layers of a decoder attend to `context` (S, M, D), too.
+        """
         for layer in self.layers:
             x = layer["0"](x, grid) + x  # type: ignore[index]
             x = layer["1"](x, bias) + x  # type: ignore[index]
+            if context is not None:
+                x = layer["2"](x, context=context) + x  # type: ignore[index]
             x = layer["3"](x) + x  # type: ignore[index]
         return self.norm_out(x)
 

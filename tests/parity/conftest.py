@@ -50,7 +50,7 @@ class Case:
 
     def _weight(self, key: str, shape: tuple[int, ...]) -> np.ndarray:
         """One weight by the rule of `fill`, or by the case's exception from it."""
-        name, backbone = key, self.about.get("backbone", {})
+        name, backbone = key, self.about.get("backbone") or {}
         if backbone.get("prefix"):  # the case says whether it is part of the name
             bare, whole = (words in backbone["fill"] for words in ("WITHOUT the prefix", "FULL key, with the prefix"))
             assert bare != whole, f"{self.name}: no reading for the fill of its backbone: {backbone['fill']}"
@@ -186,3 +186,23 @@ def save_villa(case: Case, folder: Path, changes: dict[str, torch.Tensor] | None
 def open_villa(place: Path) -> LoadedEncoder:
     """villa-X from a folder or file."""
     return open_model(MODELS.get("villa-x"), place)
+
+
+def network_record(case: Case) -> ModelSpec:
+    """The record that the case names, with the case's sizes."""
+    spec = MODELS.get(case.about.get("trained_model") or case.about["model"])
+    options, config = dict(spec.options), dict(case.config)
+    if options["features"]:
+        backbone = case.about["backbone"]
+        assert options["features"]["prefix"] == backbone["prefix"]
+        changes: dict[str, Any] = {"config": dict(backbone["config"])}
+        if "library" in options["features"]:
+            changes["library"] = backbone["class"].split()[0].removeprefix("transformers.")
+        else:  # a field that nobody knows fails
+            sizes = {k: v for k, v in backbone["config"]["ddconfig"].items() if k not in ("resolution", "double_z")}
+            kind = config.pop("model_type")
+            changes = {"config": {**sizes, "use_ema": backbone["config"]["use_ema"], "model_type": kind}}
+        options["features"] = {**options["features"], **changes}
+    flags = {key: value for key, value in options["network"].items() if key in ("patch_input", "pixel_output")}
+    options["network"] = {**config, **flags}
+    return replace(spec, options=options, preprocess=replace(spec.preprocess, size=config["image_size"]))

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from lary.models import preprocess as pre
 from lary.models.lapa import load_network
-from lary.models.spec import MODELS, ModelSpec, Preprocess
+from lary.models.spec import MODELS, Preprocess
 from lary.models.tensors import weight_layout
 from lary.models.weights import Checkpoint
 from lary.nets.spacetime import VillaConfig, nearest_rows
@@ -30,6 +30,7 @@ from tests.parity.conftest import (
     load_case,
     load_univla,
     models_of_cases,
+    network_record,
     normalised,
     open_model,
     open_villa,
@@ -240,26 +241,6 @@ def test_vjepa_tokens_equal_the_published_ones_and_the_last_frame_is_repeated(na
     assert torch.equal(encode(case, file, "corrected", clip), encode(case, file, "paper", padded))
 
 
-def record(case: Case) -> ModelSpec:
-    """The record that the case names, with the case's sizes."""
-    spec = MODELS.get(case.about["model"])
-    options, config = dict(spec.options), dict(case.config)
-    if options["features"]:
-        backbone = case.about["backbone"]
-        assert options["features"]["prefix"] == backbone["prefix"]
-        changes: dict[str, Any] = {"config": dict(backbone["config"])}
-        if "library" in options["features"]:
-            changes["library"] = backbone["class"].split()[0].removeprefix("transformers.")
-        else:  # a field that nobody knows fails
-            sizes = {k: v for k, v in backbone["config"]["ddconfig"].items() if k not in ("resolution", "double_z")}
-            kind = config.pop("model_type")
-            changes = {"config": {**sizes, "use_ema": backbone["config"]["use_ema"], "model_type": kind}}
-        options["features"] = {**options["features"], **changes}
-    flags = {key: value for key, value in options["network"].items() if key in ("patch_input", "pixel_output")}
-    options["network"] = {**config, **flags}
-    return replace(spec, options=options, preprocess=replace(spec.preprocess, size=config["image_size"]))
-
-
 def tensors_of(case: Case, unused: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
     """The case's weights, and its whole numbers as a model has them at first."""
     integers = [key for key in case.about["integer_keys"] if not key.startswith(unused)]
@@ -274,7 +255,7 @@ def pairs_of(case: Case, preprocess: Preprocess) -> torch.Tensor:
 @pytest.mark.parametrize("name", CASES)
 def test_every_step_equals_the_published_one(name: str) -> None:
     case = load_case(name)
-    spec, tensors = record(case), tensors_of(case, weight_layout("laq").unused)
+    spec, tensors = network_record(case), tensors_of(case, weight_layout("laq").unused)
     network, pairs = load_network(spec, spec.options, DRAWN, tensors, {})[0], pairs_of(case, spec.preprocess)
     vq = network.vq
     with torch.inference_mode():
@@ -293,7 +274,7 @@ def test_every_step_equals_the_published_one(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in CASES if isinstance(name, str)])  # the small ones
 def test_encoder_from_a_file_gives_the_published_tokens(name: str, tmp_path: Path) -> None:
     case = load_case(name)
-    spec, tensors, file = record(case), tensors_of(case), tmp_path / "weights.pt"
+    spec, tensors, file = network_record(case), tensors_of(case), tmp_path / "weights.pt"
     wrapped = {f"module.{key}": value for key, value in tensors.items()}
     for form in (tensors, wrapped, {"model": tensors, "step": 7}, {"model": wrapped}):
         torch.save(form, file)
@@ -368,4 +349,4 @@ def test_records_have_the_sizes_and_parameters_of_the_published_files(name: str)
         counted = [key for key in keys if "model_ema." not in key and not key.endswith((*integers, *buffers))]
         assert round(sum(math.prod(keys[key]) for key in counted) / 1e6, 2) == spec.parameters_m
         if "features" in spec.options:
-            assert (record(case).options, case.config["image_size"]) == (spec.options, spec.preprocess.size)
+            assert (network_record(case).options, case.config["image_size"]) == (spec.options, spec.preprocess.size)
