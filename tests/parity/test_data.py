@@ -1,6 +1,7 @@
 """The data against the published code: indices of frames, regression targets, and what the tools write."""
 
 import json
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from lary.data.configs import CheckConfig, RelativeConfig, SplitConfig
 from lary.data.normalisation import Normaliser, Statistics, load_normaliser, load_targets, relative_stats_file
 from lary.data.spec import DATASETS
 from lary.data.tables import SampleTable, read_table
+from lary.lam.data import parse_distance, pick_pair, pick_source, pick_unit
 from lary.types import LaryError
 from tests.helpers import fails, rows_of, settings_of
 from tests.parity.conftest import FOLDER, Case, case_names, load_case
@@ -244,3 +246,20 @@ def test_integrity_report(name: str, tmp_path: Path) -> None:
     method = next(row for row, line in enumerate(expected) if line.startswith("Check method"))
     assert found[method].startswith("Check method: ")
     assert found[:method] + found[method + 1 :] == expected[:method] + expected[method + 1 :]
+
+
+@pytest.mark.parametrize("name", case_names("lam-training-pairs"))
+def test_pairs_for_training_are_the_published_ones(name: str) -> None:
+    about = load_case(name).about
+    drawn = re.match(r"(\d+), once, before index 0; indices asked for in order", about["python_random_seed"])
+    assert drawn, name
+    assert about["tolerance"] == "exact"
+    frames = random.Random(int(drawn[1]))
+    for sample in about["samples"]:
+        seed = about["dataset_seed"], sample["index"]
+        source = pick_source(*seed, about["weights"])
+        folder = pick_unit(*seed, about["folders_per_dataset"][source])
+        low, high = parse_distance(str(about["offsets"][source]), name)
+        first, second = pick_pair(frames, sample["frames"], low, high)
+        found = {"dataset": source, "folder": folder, "first": first, "second": second}
+        assert found == {key: sample[key] for key in found}

@@ -1,0 +1,400 @@
+"""Pairs of frames for the training of latent action models, from mixtures of data sets.
+
+A sample is a function of the seed and its number alone.
+Which data set and video it takes is published (the facts
+of the case ``lam_training_pairs_small``), as is the rule
+of the frames; worker processes of extraction read ahead.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass
+from itertools import count, islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lary.arrays import Ints
+from lary.data.frames import count_frames
+from lary.data.spec import DATASETS, DatasetSpec
+from lary.data.splits import find_table
+from lary.data.tables import SampleTable, read_table
+from lary.files import digest, media_facts
+from lary.importers.plain import IMAGES, VIDEOS, numbered
+from lary.latents.choice import read_chosen
+from lary.latents.pipeline import MOST_WORKERS
+from lary.latents.reading import Batch, idle_readers
+from lary.models.preprocess import resize, to_planes
+from lary.models.spec import Preprocess
+from lary.registry import suggest
+from lary.runtime import in_threads, log, tell_once, usable_cores
+from lary.settings import Settings
+from lary.types import JsonDict, LaryError, MediaError, Sample, UsageError, as_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DISTANCE = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?")
+HELD_OUT = 0.05
+"""Share of the groups that no training sees."""
+FEWEST = 64
+"""Pairs that are held out, or else a quarter of the groups."""
+STATIC = 0.05  # of all pairs
+ATTEMPTS = 10  # at another sample
+MOST_DIGESTS = 10_000
+"""Files of a source whose content the manifest names."""
+THREADS = 16
+
+
+def pick_source(seed: int, number: int, weights: Sequence[float]) -> int:
+    """Which data set a sample is from, as published. `weights` add up to 1."""
+    draw = np.random.RandomState((seed + number) % 2**32)
+    return int(draw.choice(len(weights), p=weights))
+
+
+def pick_unit(seed: int, number: int, units: int) -> int:
+    """Which of the videos of its data set a sample is from, as published."""
+    return random.Random((seed + number) % 2**32).choice(range(units))
+
+
+def pick_pair(draw: random.Random, frames: int, low: int, high: int) -> tuple[int, int]:
+    """Two frames [low, high] apart, as published: the last takes the place of later ones."""
+    first = draw.randint(0, frames - 1)
+    return first, min(draw.randint(first + low, first + high), frames - 1)
+
+
+@dataclass(frozen=True)
+class PairUnit:
+    """What two frames are taken from: a video, a folder of images, or a pair.
+
+    Attributes:
+        paths: the video, or the images in order.
+        start: the first frame of a video to be taken.
+        frames: how many may be taken; 0 for a pair.
+    """
+
+    id: str
+    paths: tuple[str, ...]
+    start: int
+    frames: int
+
+    def sample(self, pair: tuple[int, int], row: int) -> tuple[Sample, list[str]]:
+        """Two frames as the readers take them: a sample, and its paths."""
+        images = len(self.paths) > 1
+        paths = [self.paths[number] for number in pair] if images else [*self.paths]
+        index = () if images else tuple(self.start + number for number in pair)
+        return Sample(self.id, row, tuple(paths), index, "", "", ""), paths
+
+
+class PairSource:
+    """The units of one data set or folder, some of them held out.
+
+    Args:
+        groups: the episode or video of every unit.
+        distance: None for image pairs.
+        unit: makes the unit at a position.
+        about: what the manifest says of it.
+    """
+
+    def __init__(
+        self, name: str, groups: Sequence[str], distance: str | None, weight: float,
+        unit: Callable[[int], PairUnit], about: JsonDict,
+    ) -> None:  # fmt: skip
+        if not groups:
+            raise UsageError(f"There are no pairs in {name}: it has no images, videos or rows that may be trained on.")
+        self.name, self.weight, self.unit, self._about = name, weight, unit, about
+        self.distance = None if distance is None else parse_distance(distance, name)
+        counts, held, pairs = Counter(groups), set[str](), 0
+        names = sorted(counts, key=digest)  # the same on every machine
+        for group in names[: -(-len(names) // 4)] if len(names) > 1 else ():
+            if pairs >= FEWEST and len(held) >= HELD_OUT * len(names):
+                break
+            held.add(group)
+            pairs += counts[group]
+        if not held:
+            log.warning("%s is one video or episode: held-out pairs are from what is trained on", name)
+        inside = np.array([group in held for group in groups])
+        self.units: Ints = np.flatnonzero(~inside)
+        self.heldout: Ints = np.flatnonzero(inside) if held else self.units
+        self._groups = sorted(counts.keys() - held)
+
+    def manifest(self) -> JsonDict:
+        """Ids, groups, digests of content and licences of what is trained on."""
+        units = [self.unit(position) for position in self.units.tolist()]
+        files = [unit.paths[0] for unit in units[:: -(-len(units) // MOST_DIGESTS)]]
+        return {
+            **self._about,
+            "name": self.name,
+            "weight": self.weight,
+            "distance": self.distance,
+            "heldout": len(self.heldout),
+            "samples": [unit.id for unit in units],
+            "groups": self._groups,
+            "digests": sorted({*in_threads(content_digest, files, THREADS, batch=16)} - {""}),
+        }
+
+
+def table_source(table: SampleTable, distance: str | None, weight: float, excluded: int = 0) -> PairSource:
+    """Rows of a table: image pairs, or the spans of clips. Raises UsageError."""
+    spec = table.spec
+    name = f"{spec.name}:{table.split}"
+
+    def unit(position: int) -> PairUnit:
+        sample = table[position]
+        paths = tuple(map(str, table.media_path(sample)))
+        # Not the whole video: other splits may have their spans in it.
+        low, high = min(sample.frame_index, default=0), max(sample.frame_index, default=-1)
+        return PairUnit(sample.id, paths, low, high - low + 1)
+
+    about = {
+        "dataset": spec.name,
+        "table": table.digest,
+        "excluded": excluded,
+        "licences": [asdict(licence) for licence in spec.licences],
+    }
+    if spec.media == "pair" and distance:
+        tell_once(f"{name} holds image pairs, which have their own distance")
+    return PairSource(name, table.groups(), None if spec.media == "pair" else distance or "1", weight, unit, about)
+
+
+def folder_source(folder: Path, distance: str | None, weight: float) -> PairSource:
+    """Videos, and folders of images, below a folder. Raises UsageError."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob("*"), key=lambda path: (path.parent, numbered(path))):
+        kind = path.suffix.lower()
+        if kind in (*IMAGES, *VIDEOS):
+            group = path.parent if kind in IMAGES else path
+            found.setdefault(str(group.relative_to(folder)), []).append(path)
+    frames = dict(zip(found, in_threads(_frames_of, list(found.values()), THREADS), strict=True))
+    names = [name for name in found if frames[name] > 1]
+
+    def unit(position: int) -> PairUnit:
+        name = names[position]
+        return PairUnit(digest(name), tuple(map(str, found[name])), 0, frames[name])
+
+    about = {"folder": str(folder.absolute()), "licences": []}
+    return PairSource(str(folder), names, distance or "1", weight, unit, about)
+
+
+class PairMixture:
+    """Pairs (2, 3, H, W) uint8 of several sources, by their global sample numbers.
+
+    Args:
+        size: H and W, in pixels.
+        seconds: after which a file is given up.
+
+    The seconds that `batch` has waited are in ``waited``.
+    Raises UsageError without sources or for a wrong weight.
+    """
+
+    def __init__(
+        self, parts: Sequence[PairSource], seed: int, size: int, *,
+        workers: int | None = None, seconds: float = 60.0,
+    ) -> None:  # fmt: skip
+        total = sum(part.weight for part in parts)
+        if not parts or min(part.weight for part in parts) < 0 or not 0 < total < float("inf"):
+            raise UsageError("A mixture needs data sets, with weights that are not negative and not all 0.")
+        self.parts, self.seed, self.waited = list(parts), seed, 0.0
+        self.weights = [part.weight / total for part in parts]
+        # A hash, as samples of seeds 0 and 1 would else be the same, one apart.
+        self._seed = int(digest("pairs", str(seed), length=8), 16)
+        self.preprocess = Preprocess(size=size, resize="pil_bilinear", reader="pil")
+        self._workers = workers or max(1, min(MOST_WORKERS, usable_cores()))
+        self._seconds = seconds
+        self._stream: Generator[Tensor, None, None] | None = None
+        self._next: tuple[int, ...] = ()
+        self._last: tuple[int, ...] = ()
+
+    def pick(self, number: int, *, heldout: bool = False) -> tuple[PairSource, PairUnit, tuple[int, int]]:
+        """Source, unit and frames of a sample. Raises LaryError."""
+        part = self.parts[pick_source(self._seed, number, self.weights)]
+        positions = part.heldout if heldout else part.units
+        unit = part.unit(int(positions[pick_unit(self._seed, number, len(positions))]))
+        if part.distance is None or not unit.frames:
+            return part, unit, (0, 1)
+        draw = random.Random(f"{self._seed}/{number}")
+        return part, unit, pick_pair(draw, unit.frames, *part.distance)
+
+    def batch(self, step: int, numbers: Sequence[int]) -> Tensor:
+        """The pairs (B, 2, 3, H, W) uint8 of these samples, at any `step`.
+
+        Batches as far apart as the last two are read ahead.
+        """
+        began, wanted = time.monotonic(), tuple(numbers)
+        if self._stream is None or wanted != self._next:
+            self.close()
+            apart = wanted[0] - self._last[0] if self._last else len(wanted)
+            plan = (tuple(number + ahead * apart for number in wanted) for ahead in count())
+            self._stream = self._read(plan, len(wanted))
+            self._apart = apart
+        found = next(self._stream)
+        self._last = wanted
+        self._next = tuple(number + self._apart for number in wanted)
+        self.waited += time.monotonic() - began
+        return found
+
+    def ids(self, numbers: Sequence[int]) -> list[str]:
+        """Names of samples, such as ``robot_1st:train/0123abcd/7-12``."""
+        picked = [self.pick(number) for number in numbers]
+        return [f"{part.name}/{unit.id}/{first}-{last}" for part, unit, (first, last) in picked]
+
+    def heldout(self, pairs: int) -> Tensor:
+        """Fixed pairs (N, 2, 3, H, W) uint8 of groups that no training sees.
+
+        Raises UsageError where the frames of all pairs are equal.
+        """
+        import torch
+
+        size = min(pairs, 32)
+        plan = (range(first, first + size) for first in range(0, pairs, size))
+        with closing(self._read(plan, size, heldout=True)) as stream:
+            found = torch.cat(list(stream))[:pairs]
+        static = (found[:, 0] == found[:, 1]).flatten(1).all(1).float().mean().item()
+        names = ", ".join(part.name for part in self.parts)
+        if static == 1:
+            raise UsageError(
+                f"All pairs of {names} are static, their frames are equal: raise --distance or check the media."
+            )
+        if static > STATIC:
+            log.warning("%.0f %% of the pairs of %s are static: both frames are equal", 100 * static, names)
+        return found
+
+    def manifest(self) -> JsonDict:
+        """What can be seen: the sources, with sample ids, groups, digests and licences."""
+        return {"version": 1, "seed": self.seed, "parts": [part.manifest() for part in self.parts]}
+
+    def close(self) -> None:
+        """End the reading ahead."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _read(
+        self, plan: Iterator[Sequence[int]], size: int, *, heldout: bool = False
+    ) -> Generator[Tensor, None, None]:
+        """Pairs of planned numbers, batch by batch. Raises LaryError."""
+        import torch
+
+        def planned() -> Iterator[Batch]:
+            for numbers in plan:
+                chosen = [self.pick(number, heldout=heldout)[1:] for number in numbers]
+                rows = range(len(chosen))
+                both = [unit.sample(pair, row) for row, (unit, pair) in zip(rows, chosen, strict=True)]
+                waiting.append(numbers)
+                yield Batch(0, rows, rows, [each for each, _ in both], [paths for _, paths in both])
+
+        waiting: list[Sequence[int]] = []
+        with idle_readers(self._workers) as readers:
+            read = readers.read(planned(), self.preprocess, size, 2, self._seconds)
+            with closing(read):
+                for batch in read:
+                    numbers = waiting.pop(0)
+                    found = torch.from_numpy(batch.clips.copy())
+                    for row, reason in batch.problems.items():
+                        found[row] = torch.from_numpy(self._instead(numbers[row], reason, heldout))
+                    yield found
+
+    def _instead(self, number: int, reason: str, heldout: bool) -> np.ndarray:
+        """A pair in place of an unreadable one: the next that can be read."""
+        tell_once(f"another sample takes the place of one that can't be read: {reason}")
+        out = np.empty((2, 3, self.preprocess.size, self.preprocess.size), np.uint8)
+        for other in islice(count(number + 1), ATTEMPTS):
+            with suppress(MediaError):
+                unit, pair = self.pick(other, heldout=heldout)[1:]
+                sample, paths = unit.sample(pair, 0)
+                frames = read_chosen([*map(Path, paths)], sample.frame_index, self.preprocess)
+                to_planes(resize(frames, self.preprocess), out)
+                return out
+        raise LaryError(f"{reason} Nor can the {ATTEMPTS} samples behind it: check the media of the data sets.")
+
+
+def parse_distance(text: str, name: str) -> tuple[int, int]:
+    """The range of ``10-20``, or of ``10`` as published: 10 to 15. Raises UsageError."""
+    match = DISTANCE.fullmatch(text)
+    low = int(match[1]) if match else 0
+    high = int(match[2] or 1.5 * low) if match else 0
+    if not 0 < low <= high:
+        raise UsageError(f"--distance {text} of {name}: expected frames, such as 10 or 10-15, of at least 1.")
+    return low, high
+
+
+def open_mixture(
+    names: Sequence[str], settings: Settings, seed: int, size: int, *, weights: Sequence[float] = (),
+    distances: Sequence[str] = (), exclude: bool = True, workers: int | None = None,
+) -> PairMixture:  # fmt: skip
+    """The mixture of `open_source` of each name; a single distance is that of all.
+
+    Raises UsageError as that, and for other numbers of weights or distances.
+    """
+    distances = [*distances] * (len(names) if len(distances) == 1 else 1)
+    for option, given in (("weight", weights), ("distance", distances)):
+        if len(given) not in (0, len(names)):
+            raise UsageError(f"--{option}: there are {len(given)} for {len(names)} data sets; give one for each.")
+    all_given = zip(names, weights or [1.0] * len(names), distances or [""] * len(names), strict=True)
+    parts = [
+        open_source(name, settings, weight=weight, distance=distance or None, exclude=exclude)
+        for name, weight, distance in all_given
+    ]
+    return PairMixture(parts, seed, size, workers=workers)
+
+
+def open_source(
+    name: str, settings: Settings, *, weight: float = 1.0, distance: str | None = None, exclude: bool = True
+) -> PairSource:
+    """The source of ``KEY``, ``KEY:SPLIT`` or a folder.
+
+    A data set gives its training split, by whole groups where it
+    has such a split; with `exclude`, no group of the others is in it.
+    Raises UsageError for what isn't there.
+    """
+    key, _, split = name.partition(":")
+    if key not in DATASETS.names():
+        folder = as_path(name)
+        if folder.is_dir():
+            return folder_source(folder, distance, weight)
+        raise UsageError(f"--dataset {name}: it is neither a folder nor a data set.{suggest(key, DATASETS.names())}")
+    spec = DATASETS.get(key)
+    chosen = spec.split_sets[0] if exclude and spec.split_sets else None
+    roles = spec.roles(chosen)
+    train = roles.pop("train")
+    table = _table(spec, split or train, settings)
+    if not exclude:
+        return table_source(table, distance, weight)
+    evaluated = set[str]()
+    for other in set(roles.values()) - {split}:
+        with suppress(UsageError):  # a table that isn't here
+            evaluated |= {*_table(spec, other, settings).groups()}
+    kept = [at for at, group in enumerate(table.groups()) if group not in evaluated]
+    if left := len(table) - len(kept):
+        log.info("%s: %d of %d rows are left out, since evaluation has their groups", name, left, len(table))
+    return table_source(table.take(kept), distance, weight, left)
+
+
+def _table(spec: DatasetSpec, split: str, settings: Settings) -> SampleTable:
+    path = find_table(spec, split, settings.path("LARY_ROOT"))
+    return read_table(spec, split, path=path, data_dir=settings.path("DATA_DIR"))
+
+
+def content_digest(path: str) -> str:
+    """The digest of a file's content; empty where it can't be read."""
+    with suppress(OSError, ValueError):
+        return media_facts(Path(path))[:16]
+    return ""
+
+
+def _frames_of(paths: Sequence[Path]) -> int:
+    """The number of frames of a video or of images; 0 for an unreadable video."""
+    if paths[0].suffix.lower() in IMAGES:
+        return len(paths)
+    try:
+        return count_frames(paths[0])
+    except MediaError as error:
+        log.warning("left out: %s", error)
+        return 0
