@@ -257,7 +257,7 @@ class SweepConfig(ClusterOptions):
     """Options of many runs from one file."""
 
     dry_run: bool = False
-    gpus_per_run: float = 0.0
+    gpus_per_run: float | None = None
     cpus_per_run: float = 1.0
     part: str | None = None
 

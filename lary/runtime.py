@@ -6,14 +6,14 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lary import __version__
-from lary.types import JsonDict, Progress, UsageError
+from lary.types import JsonDict, LaryError, Progress, UsageError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -215,14 +215,97 @@ def pick_devices(gpus: str | None, choice: str = "auto", *, every: bool = False)
     if missing := [index for index in wanted if index >= count]:
         there = "CUDA device 0 alone" if count == 1 else f"CUDA devices 0 to {count - 1}"
         raise UsageError(f"--gpus {gpus}: this machine has {there}, not {missing[0]}: name those that are there.")
-    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32, in convolutions too
     devices = [f"cuda:{index}" for index in wanted]
     tell_once(f"working on {', '.join(devices)} of {count} visible CUDA devices")
     return devices
 
 
-def provenance() -> JsonDict:
-    """Versions, commit, machine and command line of this run, for its result."""
+def set_arithmetic(device: str, precision: str = "fp32") -> str:
+    """Set how this process multiplies: called wherever one begins to compute.
+
+    Factors in float32 keep their 23 bits; TF32 rounds
+    them to 10. Returns the arithmetic, a part of a
+    store's identity: empty but on CUDA. Raises UsageError.
+    """
+    import torch
+
+    kind, fast = device.partition(":")[0], precision == "tf32"
+    if fast and kind != "cuda":
+        raise UsageError(f"--precision tf32: {device} has no TF32; use fp32.")
+    # By itself torch rounds convolutions to TF32, products not.
+    torch.backends.cuda.matmul.allow_tf32 = fast
+    torch.backends.cudnn.allow_tf32 = fast
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    return f"cuda {'tf32' if fast else 'fp32'}" if kind == "cuda" else ""
+
+
+def free_memory(device: str) -> int:
+    """Bytes free on a device, with those that torch keeps there for reuse."""
+    import torch
+
+    if not device.startswith("cuda"):
+        return memory_bytes(free=True)
+    torch.cuda.empty_cache()
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + kept
+
+
+@contextmanager
+def within_memory(device: str, advice: str) -> Iterator[None]:
+    """Turn a lack of memory on a device into a sentence. Raises LaryError.
+
+    Nothing is halved silently: a row's place
+    in its batch decides how it is rounded.
+    """
+    import torch
+
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        reason, free = str(error).partition(". GPU")[0], free_memory(device) / 1e9
+        raise LaryError(f"{device} ran out of memory ({reason}; now {free:.1f} GB are free): {advice}.") from error
+
+
+def pinned(pin: Callable[[], Result], plain: Callable[[], Result], device: str) -> Result:
+    """What `pin` makes in memory that CUDA copies while it computes, or else `plain`.
+
+    Containers may forbid to pin memory.
+    """
+    import torch
+
+    if not device.startswith("cuda"):
+        return plain()
+    try:
+        return pin()
+    except RuntimeError as error:
+        tell_once(f"memory can't be pinned here, so copies wait: {str(error).partition(chr(10))[0]}")
+        with suppress(RuntimeError):  # takes the error that the next kernel would find
+            torch.zeros(1, device=device)
+        return plain()
+
+
+LAUNCHED = {
+    "WORLD_SIZE": "RANK",
+    "SLURM_STEP_NUM_TASKS": "SLURM_PROCID",
+    "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK",
+}
+"""Variables of launchers: the number of copies of a command, and of this one."""
+
+
+def refuse_copies(variables: Mapping[str, str]) -> None:
+    """Refuse to be one of several equal processes. Raises UsageError."""
+    for size, rank in LAUNCHED.items():
+        if rank in variables and variables.get(size, "1") not in ("", "0", "1"):
+            raise UsageError(
+                f"This is process {variables[rank]} of {variables[size]} ({size}), and all would do the same work: "
+                "start lary once, without torchrun, accelerate launch or srun of several tasks; --gpus 0,1 takes "
+                "several devices."
+            )
+
+
+def provenance(devices: Sequence[str] = ("cpu",)) -> JsonDict:
+    """Versions, commit, machine and command line of what `devices` computed."""
     import importlib.metadata
     import platform
 
@@ -231,14 +314,17 @@ def provenance() -> JsonDict:
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     commit, dirty = _git_state(Path(__file__).parent)
-    torch = sys.modules.get("torch")
-    cuda = torch is not None and torch.cuda.is_available()
-    machine = {
+    machine: JsonDict = {
         "system": platform.platform(),
         "processor": platform.machine(),
         "cores": os.cpu_count() or 1,
-        "device": torch.cuda.get_device_name() if torch and cuda else "cpu",
+        "device": ", ".join(sorted({device.partition(":")[0] for device in devices})),
     }
+    if devices[0].startswith("cuda"):
+        import torch
+
+        machine["device"] = ", ".join(map(torch.cuda.get_device_name, devices))
+        machine |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
     return {"command": list(sys.argv), "versions": versions, "commit": commit, "dirty": dirty, "machine": machine}
 
 

@@ -8,10 +8,22 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 
-from lary.runtime import PlainStream, in_threads, memory_bytes, pick_devices, provenance, setup_logging, tell_once
-from lary.types import UsageError
-from tests.helpers import fails
+from lary.runtime import (
+    PlainStream,
+    in_threads,
+    memory_bytes,
+    pick_devices,
+    pinned,
+    provenance,
+    set_arithmetic,
+    setup_logging,
+    tell_once,
+    within_memory,
+)
+from lary.types import LaryError, UsageError
+from tests.helpers import fails, printed
 
 
 def test_log_lines_do_not_steer_the_terminal() -> None:
@@ -66,3 +78,60 @@ def test_devices_are_chosen_and_printed(monkeypatch: pytest.MonkeyPatch, capsys:
     absent = "no CUDA device here: one process on the CPU"
     lines = f"lary: --gpus 0: torch finds {absent}; to use one, install its driver", f"lary: {absent}"
     assert list(map(str.startswith, capsys.readouterr().err.splitlines(), lines)) == [True, True]
+
+
+def test_float32_keeps_its_bits_and_cuda_has_an_identity_of_its_own() -> None:
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    assert [set_arithmetic(device) for device in ("cpu", "mps", "cuda:1")] == ["", "", "cuda fp32"]
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == (False, False)
+    assert set_arithmetic("cuda:0", "tf32") == "cuda tf32"
+    assert torch.backends.cudnn.allow_tf32
+    fails(UsageError, "cpu has no TF32", set_arithmetic, "cpu", "tf32")
+    set_arithmetic("cpu")
+
+
+def test_a_device_without_memory_is_a_sentence_with_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lary.runtime.free_memory", lambda device: 2_000_000_000)
+    told = "CUDA out of memory. Tried to allocate 9.00 GiB. GPU 1 has a total capacity of 80.00 GiB"
+    words = r"cuda:1 ran out of memory \(CUDA out of memory. Tried to allocate 9.00 GiB; now 2.0 GB are free\): lower"
+    with pytest.raises(LaryError, match=words), within_memory("cuda:1", "lower --batch-size"):
+        raise torch.cuda.OutOfMemoryError(told)
+    with pytest.raises(RuntimeError, match="another"), within_memory("cuda:1", ""):
+        raise RuntimeError("another")
+
+
+def test_memory_that_cannot_be_pinned_is_taken_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where a container forbids it: the error stays in the runtime until an operation takes it."""
+    setup_logging()
+    left: list[str] = []
+
+    def refuse(_: torch.Tensor) -> torch.Tensor:
+        left.append("operation not supported")
+        raise RuntimeError("CUDA error: operation not supported\nlines of advice")
+
+    def operate(*_: object, **__: object) -> None:
+        raise RuntimeError(left.pop())
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", refuse)
+    monkeypatch.setattr(torch, "zeros", operate)
+    tensor = torch.ones(3)
+    for _ in range(2):
+        assert pinned(tensor.pin_memory, lambda: tensor, "cuda:0") is tensor
+        assert not left
+    assert capsys.readouterr().err.count("can't be pinned here, so copies wait: CUDA error: operation not supp") == 1
+    assert pinned(tensor.pin_memory, lambda: tensor, "cpu") is tensor
+
+
+@pytest.mark.parametrize(("size", "rank"), [("WORLD_SIZE", "RANK"), ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID")])
+def test_copies_of_a_command_are_refused(size: str, rank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("extract", "--model", "pixels", "--dataset", "calvin", "--split", "val")
+    monkeypatch.setenv(rank, "3")
+    for count, told in (("8", f"This is process 3 of 8 ({size})"), ("1", "calvin")):
+        monkeypatch.setenv(size, count)
+        printed(*words, root=tmp_path, code=2, has=[told])
+    monkeypatch.setenv(size, "8")
+    printed("models", "pixels")  # computes nothing
+    (tmp_path / "sweep.yaml").write_text("runs: [{model: pixels, dataset: calvin}]")
+    printed("sweep", tmp_path / "sweep.yaml", "--part", "1/8", "--dry-run", root=tmp_path, code=1, has=["pixels"])

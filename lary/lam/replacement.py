@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from lary.probes.training import Team
+    from lary.probes.team import Team
 
 LEAST = 0.1
 """Below this share, of whatever a rule counts, a code is unused."""

@@ -30,9 +30,9 @@ from lary.latents.reading import Batch, idle_readers
 from lary.latents.store import LatentStore, pooled_latents, token_shape
 from lary.models.choices import chosen_model
 from lary.models.preprocess import DeviceNormaliser, normalise
-from lary.models.running import DIFFERENT, LoadedEncoder, build
+from lary.models.running import LoadedEncoder, build
 from lary.models.spec import ModelContext, ModelSpec, Preprocess
-from lary.runtime import usable_cores
+from lary.runtime import pinned, usable_cores, within_memory
 from lary.types import Failure, LaryError, MediaError, Sample
 
 if TYPE_CHECKING:
@@ -102,11 +102,19 @@ def plan_units(pending: Iterable[int], unit_rows: int) -> list[Unit]:
     return [Unit(number, tuple(rows)) for number, rows in groupby(pending, lambda row: row // unit_rows)]
 
 
-def make_encoder(job: Job, model: ModelSpec, device: str) -> LoadedEncoder:
-    """Load the model on a device, in the requested precision. Raises LaryError."""
-    config = job.config
+Held = dict[str, LoadedEncoder]
+"""At most one encoder, by all that it was made of."""
+
+
+def make_encoder(job: Job, model: ModelSpec, device: str, held: Held | None = None) -> LoadedEncoder:
+    """Load the model on a device, or take it from those `held`. Raises LaryError."""
+    config, held = job.config, {} if held is None else held
     context = ModelContext(device, config.protocol, job.weights, config.revision, config.seed, job.variables)
-    return build(model, context, precision=config.precision, compiled=config.compile)
+    key = repr((model, context, config.precision, config.compile, job.plugins))
+    if key not in held:
+        held.clear()  # before a second one takes memory
+        held[key] = build(model, context, precision=config.precision, compiled=config.compile)
+    return held[key]
 
 
 def encode_units(
@@ -139,7 +147,8 @@ def encode_units(
     planned = plan_batches(table, units, job.store.unit_rows, config.batch_size)
     frames, pending = preprocess.frames or most_frames(table), job.pending
     commits: deque[Future[UnitReport]] = deque()
-    with idle_readers(workers) as readers, ThreadPoolExecutor(WRITERS) as threads:
+    memory = within_memory(device, "lower --batch-size, or free the device")
+    with memory, idle_readers(workers) as readers, ThreadPoolExecutor(WRITERS) as threads:
         batches = readers.read(planned, preprocess, config.batch_size, frames, config.read_timeout)
         # Draws are what ``--latent noisy`` asks for, and what some models are under ``paper``.
         drawn = config.protocol != "corrected" or config.latent == "noisy"
@@ -234,7 +243,7 @@ class Encoding:
             found.append(tokens.float().cpu().nan_to_num(0.0, 0.0, 0.0))  # such rows fail later
         first, second = found[0][:-1], found[1][1:]
         largest = float((first - second).abs().max())
-        if largest > DIFFERENT * float(first.abs().max()):
+        if largest > self._encoder.different * float(first.abs().max()):
             raise LaryError(
                 f"Tokens of '{self._encoder.spec.name}' depend on chance or on the batch that a sample is in: in two "
                 f"passes, the same rows differ by {largest:.2g}. Switch off what draws or mixes samples, such as "
@@ -268,7 +277,7 @@ class Encoding:
         for shape, indices in groups.items():
             # All positions: a batch's size decides how kernels round.
             planes = torch.from_numpy(batch.all_places(shape))
-            planes = planes.pin_memory() if self._cuda else planes  # copied while the device computes
+            planes = pinned(planes.pin_memory, lambda: planes, self._device)  # noqa: B023 (used at once)
             with torch.inference_mode():
                 clips = normaliser(planes.to(self._device, non_blocking=True))
             parts.append((indices, *self._encoded(clips)))
@@ -298,12 +307,8 @@ class Encoding:
             return self._to_host(found.tokens), None if found.codes is None else self._to_host(found.codes)
 
     def _to_host(self, values: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        if not self._cuda:
-            return values.cpu()
-        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-        return host.copy_(values, non_blocking=True)
+        # Not to wait for it, torch makes pinned memory.
+        return pinned(lambda: values.to("cpu", non_blocking=True), values.cpu, self._device)
 
 
 class OpenUnit:

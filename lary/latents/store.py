@@ -49,7 +49,7 @@ SHARD_MARK = "#"
 NONE = "none"
 """The pooling that keeps all tokens."""
 FORMAT = 1
-LATER_FIELDS = {"revision": "", "pool": NONE, "dtype": "float32"}
+LATER_FIELDS = {"revision": "", "pool": NONE, "dtype": "float32", "arithmetic": ""}
 """Fields that early identities lack, with the value that this means. A key
 leaves them out where they have it, so that old stores keep their keys.
 """
@@ -76,6 +76,7 @@ class StoreIdentity:
         revision: of the data set.
         pool: pooling before tokens were written.
         dtype: number format of the tokens on disk.
+        arithmetic: as `lary.runtime.set_arithmetic` names it.
     """
 
     model: str
@@ -88,6 +89,7 @@ class StoreIdentity:
     revision: str = ""
     pool: str = NONE
     dtype: LatentDtype = "float32"
+    arithmetic: str = ""
 
     @property
     def key(self) -> str:

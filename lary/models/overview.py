@@ -135,7 +135,8 @@ def paper_rows(name: str) -> list[dict[str, str]]:
 
 # The check of one model
 
-BATCH = 3
+BATCH, FLIPPED = 3, 0.1
+"""Clips of the check; the share of codes that may change with the batch's size on an accelerator."""
 
 
 def moving_texture(frames: int, seed: int) -> Pixels:
@@ -180,8 +181,6 @@ class ModelCheck:
 
     def check_media(self, media: Media, frames: int) -> None:
         """Check shape, range, repetition, last frame, time. Raises LaryError."""
-        from lary.models.running import DIFFERENT
-
         seed, strict = self.config.seed, self.config.protocol == "corrected"
         clips = [moving_texture(frames, seed + number) for number in range(BATCH)]
         if self.encoder.spec.preprocess.resize == "native":
@@ -198,14 +197,24 @@ class ModelCheck:
         middle = f"mean {tokens.mean():.3g}, std {tokens.std():.3g}"
         self.note(f"{media}: range", f"{tokens.min():.3g} to {tokens.max():.3g}, {middle}")
 
-        again = self.encode(*clips).tokens - tokens
+        again = self.encode(*clips)
         started = time.perf_counter()
-        alone = self.encode(clips[0]).tokens - tokens[:1]
+        alone = self.encode(clips[0])
         seconds = time.perf_counter() - started
-        for name, difference in (("again", again), ("alone", alone)):
-            largest = float(difference.abs().max())
+        for name, found in (("again", again), ("alone", alone)):
+            own = tokens[: len(found.tokens)]
+            difference, flipped = (found.tokens - own).abs(), 0
+            if codes is not None and found.codes is not None and self.encoder.device != "cpu":
+                # Where kernels round by the batch's size, a code between two rows may become the other one.
+                same = (found.codes == codes[: len(own)]).cpu()
+                flipped = int((~same).sum())
+                if same.numel() == own[..., 0].numel():  # tokens are rows of the codebook
+                    difference = difference * same.reshape(own.shape[:-1])[..., None]
+                self.note(f"{media}: {name}, codes", f"{flipped} of {same.numel()} are others")
+            largest = float(difference.max())
             self.note(f"{media}: {name}", f"differs by up to {largest:.2g}" if largest else "bit-identical")
-            if strict and largest > DIFFERENT * max(float(tokens.abs().max()), 1e-12):
+            bound = self.encoder.different * max(float(tokens.abs().max()), 1e-12)
+            if strict and (largest > bound or flipped > FLIPPED * own[..., 0].numel()):
                 self.problems.append(f"{media}: tokens depend on chance or on the batch that a sample is in")
 
         changed = clips[0].copy()

@@ -17,7 +17,7 @@ from lary.models.networks import NetworkEncoder
 from lary.models.preprocess import prepare
 from lary.models.spec import MODELS, ModelContext, ModelSpec, locate_weights
 from lary.registry import line_in
-from lary.runtime import pick_devices
+from lary.runtime import pick_devices, set_arithmetic
 from lary.settings import Settings, load_settings
 from lary.types import (
     RANDOM,
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 MEDIA: dict[int, Media] = {2: "pair", 9: "clip"}
 """Kinds of samples, for which records name shapes, by number of frames."""
-DIFFERENT = 1e-3
-"""Share of the largest token by which results of a sample may differ."""
+DIFFERENT = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 5e-2, "fp16": 1e-2}
+"""Share of the largest token by which results of a sample may differ, by precision."""
 DEEPEST = 5
 """Levels of attributes and containers that are searched for weights."""
 
@@ -52,6 +52,8 @@ class LoadedEncoder:
         identity: names the weights.
         dim: D of the tokens; None where neither the class nor the record names
             it.
+        different: share of the largest token by which a sample's results may
+            differ.
         parameters_m: the record's, or those of its
             networks in millions; None without any.
         module: all networks of the model; called with
@@ -75,7 +77,9 @@ class LoadedEncoder:
         count = sum(value.numel() for value in self.module.parameters())
         self.parameters_m = spec.parameters_m or (round(count / 1e6, 4) if count else None)
         self._protocol = context.protocol
-        self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        self.different = DIFFERENT[precision]
+        self._precision = precision
+        self._dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
         self._compiled = compiled
         if compiled and isinstance(author, NetworkEncoder):
             # The network alone: `encode` checks and loops around it.
@@ -105,6 +109,7 @@ class LoadedEncoder:
                 places = torch.linspace(0, count - 1, preprocess.frames, dtype=torch.float64)
                 clips = clips[:, (places + 0.5).floor().long()]
             clips = torch.stack([torch.from_numpy(prepare(clip, preprocess)) for clip in clips.cpu().numpy()])
+        set_arithmetic(self.device, self._precision)  # another part of the process may have changed it
         try:
             kind = torch.device(self.device).type
             with author_named(self.spec), torch.autocast(kind, self._dtype, enabled=self._dtype is not None):
@@ -185,9 +190,11 @@ def build(
 @contextmanager
 def author_named(spec: ModelSpec) -> Iterator[None]:
     """Errors in a plug-in's code as a LaryError with its file and line."""
+    import torch
+
     try:
         yield
-    except LaryError:
+    except (LaryError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:
         name = getattr(spec.factory, "__module__", None) or ""

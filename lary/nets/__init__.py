@@ -45,3 +45,22 @@ def quantizer_parameters(sizes: Mapping[str, Any]) -> int:
     for (high, wide), _, _ in CODE_STACKS[sizes["code_seq_len"]]:
         count += width * (width * high * wide + 1)
     return int(count)
+
+
+MOST_SEQUENCES = 65_535
+"""Of one call of an attention kernel: CUDA's
+limit for the second axis of a grid of blocks.
+"""
+
+
+def sliced_attention(q: Any, k: Any, v: Any, **options: Any) -> Any:
+    """Attention of tensors (B, heads, N, D), in slices.
+
+    A slice has as many sequences as kernels take.
+    """
+    from torch import cat
+    from torch.nn.functional import scaled_dot_product_attention
+
+    slices = (each.split(MOST_SEQUENCES) for each in (q, k, v))
+    found = [scaled_dot_product_attention(*part, **options) for part in zip(*slices, strict=True)]
+    return found[0] if len(found) == 1 else cat(found)

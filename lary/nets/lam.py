@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lary.nets import CODE_STACKS
+from lary.nets import CODE_STACKS, sliced_attention
 
 LOGIT_SCALE = 8.0
 """Factor of the cosine similarities, in place of 1 / sqrt(width of a head)."""
@@ -70,7 +70,7 @@ class CosineAttention(nn.Module):
             k, v = torch.cat([own[:, :, ::2], k], dim=2), torch.cat([own[:, :, 1::2], v], dim=2)
         q = F.normalize(q, dim=-1) * self.q_scale
         k = F.normalize(k, dim=-1) * self.k_scale
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=LOGIT_SCALE)
+        mixed = sliced_attention(q, k, v, attn_mask=bias, scale=LOGIT_SCALE)
         return self.to_out(mixed.transpose(1, 2).flatten(2))
 
 

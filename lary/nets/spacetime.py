@@ -13,6 +13,7 @@ from pydantic import BaseModel, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lary.nets import sliced_attention
 from lary.nets.lam import Gated
 
 FEATURES = 768
@@ -53,7 +54,7 @@ def attend_heads(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tenso
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[-2] <= SHORT and not causal:
         found = torch.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, dim=-1).to(v.dtype) @ v
     else:
-        found = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        found = sliced_attention(q, k, v, is_causal=causal)
     return found.transpose(1, 2).flatten(2)
 
 

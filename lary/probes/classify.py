@@ -76,7 +76,8 @@ class ClassifierTraining(Training):
     def build(self) -> list[Any]:
         inputs, own = self.inputs, self.settings
         shape = inputs.train.shape
-        sources.check_memory(self.make_head, len(own.heads), own.batch_size, shape, self.device)
+        sizes = len(own.heads), own.batch_size, shape, self.device
+        sources.check_memory(self.make_head, *sizes, sources.CUDA_SHARE)
         self.train, self.validation, self.scaling = inputs.train, inputs.validation, None
         if own.standardise:
             self.scaling = sources.channel_statistics(inputs.train, self.rows)

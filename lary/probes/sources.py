@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lary.arrays import Array, Doubles, Floats, Ints
-from lary.runtime import memory_bytes
+from lary.runtime import free_memory, memory_bytes
 from lary.types import LaryError, LatentSource, UsageError
 
 Rows = Sequence[int] | Ints
@@ -202,18 +202,21 @@ def balanced_indices(weights: Doubles, epoch: int, seed: int = 0) -> Ints:
 # --- memory ---
 
 
-def check_memory(make: Callable[[], nn.Module], copies: float, batch: int, shape: tuple[int, ...], device: str) -> None:
+def check_memory(
+    make: Callable[[], nn.Module], copies: float, batch: int, shape: tuple[int, ...], device: str, share: float = 0.0
+) -> None:
     """Refuse to train `copies` of a network where the device can't hold them.
 
-    `batch` samples have tokens of `shape`. Raises UsageError.
+    `batch` samples have tokens of `shape`; activations take a `share` of a
+    CUDA device's memory. Raises UsageError.
     """
     with torch.device("meta"):  # the weights are counted without being made
         weights = int(copies) * sum(parameter.numel() for parameter in make().parameters())
     trained = FLOAT * COPIES * weights * copies / int(copies)
     batches = FLOAT * BATCH_COPIES * batch * math.prod(shape)
-    free = memory_bytes(free=True)
-    if device.startswith("cuda"):
-        free = torch.cuda.mem_get_info(device)[0]
+    free = free_memory(device)
+    if share and device.startswith("cuda"):
+        batches += int(share * torch.cuda.get_device_properties(device).total_memory)
     if trained + batches > free:
         raise UsageError(
             f"A probe of {weights / 1e9:.2f} billion weights on latents of shape {shape} needs "

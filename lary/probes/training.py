@@ -1,20 +1,12 @@
-"""What the trainings of all probes share: processes, state, epochs, trackers.
-
-Processes, one per device, draw the same batches and work on their share of
-each; the sums of their gradients are those of one process, up to rounding, so
-their number does not matter. Every row is scored once.
-"""
+"""What the trainings of all probes share: state, epochs, trackers."""
 
 import importlib
 import json
 import math
-import os
-import socket
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,117 +21,15 @@ from lary.configs import TrackerName
 from lary.files import atomic_write, digest, remove_torn
 from lary.probes.outcome import SelectionName
 from lary.probes.sources import read_batches
-from lary.runtime import log, setup_logging
-from lary.types import BenchmarkProtocol, JsonDict, LaryError, LatentSource, Progress, UsageError
+from lary.probes.team import SINGLE, Team
+from lary.runtime import log
+from lary.types import BenchmarkProtocol, JsonDict, LatentSource, Progress, UsageError
 
 PROJECT = "lary"  # to which the runs of Weights & Biases and Trackio belong
 STATE_FILE = "training_state.pt"
 STATE_FORMAT = 5
 # Share of the time that saving states may take: short epochs are skipped.
 STATE_SHARE = 0.05
-
-
-# --- processes ---
-
-
-@dataclass(frozen=True)
-class Team:
-    """The processes that train together, as one of them sees it."""
-
-    rank: int = 0
-    size: int = 1
-
-    @property
-    def leads(self) -> bool:
-        """Whether this process writes files and shows progress."""
-        return self.rank == 0
-
-    @property
-    def share(self) -> slice:
-        """This process's rows of a batch: every `size`-th one."""
-        return slice(self.rank, None, self.size)
-
-    def dealt(self, count: int, batch: int) -> Ints:
-        """Positions of `count` that this process scores: each `size`-th batch."""
-        # Whole batches: the DiT's noise goes
-        # by a row's place in its batch.
-        return np.flatnonzero(np.arange(count) // batch % self.size == self.rank).astype(np.int64)
-
-    def add(self, tensor: Tensor) -> None:
-        """Replace a tensor by its sum over all processes."""
-        if self.size > 1:
-            torch.distributed.all_reduce(tensor)
-
-    def add_gradients(self, network: nn.Module) -> None:
-        """Sum the gradients of a network over the processes."""
-        for weight in network.parameters():
-            if weight.grad is not None:  # None: the forward pass doesn't use it
-                self.add(weight.grad)
-
-    def collect(self, rows: Ints, values: Tensor, count: int) -> Tensor:
-        """Gather what every process computed for its rows, (m, ...) -> (count, ...)."""
-        if self.size == 1:
-            return values
-        from accelerate.utils import gather_object
-
-        pieces = [piece for piece in gather_object([(rows, values)]) if len(piece[0])]
-        whole = values.new_empty((count, *pieces[0][1].shape[1:]))
-        for own, part in pieces:
-            whole[torch.from_numpy(own)] = part
-        return whole
-
-
-def launch(work: Callable[..., None], arguments: tuple[Any, ...], devices: Sequence[str]) -> None:
-    """Run ``work(*arguments, team, device)`` in one new process per device.
-
-    Accelerate's own launchers fork, which CUDA and threads do not survive.
-    Raises what a process raised first, as LaryError; the others are ended.
-    """
-    import multiprocessing
-
-    from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
-
-    errors = multiprocessing.get_context("spawn").SimpleQueue()
-    with closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    start: Any = start_processes  # without types in torch
-    given = (work, arguments, devices, port, errors)
-    try:
-        start(_member, given, nprocs=len(devices), start_method="spawn")
-    except (ProcessExitedException, ProcessRaisedException) as error:
-        if errors.empty():
-            raise LaryError(f"One of {len(devices)} training processes failed: {error}") from error
-        kind, message = errors.get()
-        raise kind(message) from None
-
-
-def _member(
-    rank: int, work: Callable[..., None], arguments: tuple[Any, ...], devices: Sequence[str], port: int, errors: Any
-) -> None:
-    """Do the work as one of a team; errors go to the starting process."""
-    from accelerate import PartialState
-
-    kind, _, number = devices[rank].partition(":")
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(len(devices))}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    # Accelerate takes the CUDA device of this number.
-    os.environ |= {"LOCAL_RANK": number or str(rank), "LOCAL_WORLD_SIZE": str(len(devices))}
-    setup_logging()
-    if rank:
-        log.setLevel("ERROR")  # rank 0 logs what all would
-    state = PartialState(cpu=kind == "cpu")
-    try:
-        work(*arguments, Team(state.process_index, state.num_processes), devices[rank])
-    except LaryError as error:
-        errors.put((UsageError if isinstance(error, UsageError) else LaryError, str(error)))
-        sys.exit(1)
-    torch.distributed.destroy_process_group()
-    sys.stdout.flush()
-    os._exit(0)  # threads of gloo may abort an ordinary end
-
-
-# --- one training ---
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +48,7 @@ class Session:
     progress: Progress | None = None
     identity: str = ""
     tracker: Any = None
-    team: Team = Team()
+    team: Team = SINGLE
 
 
 class Training(ABC):
@@ -343,7 +233,11 @@ def adamw(network: nn.Module, lr: float, weight_decay: float) -> torch.optim.Ada
 
 
 def save_checkpoint(path: Path, value: Mapping[str, Any]) -> None:
-    """Save what ``torch.load(..., weights_only=True)`` reads. Raises LaryError."""
+    """Save what ``torch.load(..., weights_only=True)`` reads on any machine. Raises LaryError."""
+    if torch.cuda.is_initialized():
+        from accelerate.utils import send_to_device
+
+        value = send_to_device(value, "cpu")
     with atomic_write(path) as stream:
         torch.save(value, stream)
 

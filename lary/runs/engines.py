@@ -24,7 +24,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lary.configs import SweepConfig
+from lary.configs import ExtractConfig, SweepConfig
 from lary.data.spec import DATASETS
 from lary.data.tables import SampleTable, read_table
 from lary.latents.pipeline import Advance, Job, Unit, UnitReport, encode_units, make_encoder, plan_units
@@ -39,7 +39,7 @@ from lary.workers import Answer, NoAnswer, Pool, Question
 
 TRIES = 3
 """How often a task of Ray is given out whose process dies."""
-SECONDS_PER_CHECK = 0.5
+SECONDS_PER_CHECK, SECONDS_QUIET = 0.5, 30.0
 TASK_ROWS, TASKS_EACH = 1024, 4
 """Rows of a task, which starts an empty pipeline; tasks of a worker, where these are fewer."""
 
@@ -70,6 +70,15 @@ class StopRequest:
             raise KeyboardInterrupt
         self.asked = True
         log.warning("finishing the current unit of rows; press Ctrl-C again to stop at once")
+
+
+def devices_of(config: ExtractConfig) -> list[str]:
+    """The devices that encode: of this machine, or one for each actor of Ray. Raises UsageError."""
+    if config.engine == "local":
+        return pick_devices(config.gpus, config.device)
+    with connected(config.address) as ray:
+        count, _, options = plan_actors(ray, config.device)
+    return ["cuda" if "num_gpus" in options else "cpu"] * count
 
 
 def encode_all(
@@ -201,7 +210,7 @@ def unit_worker(packed: str, device: str) -> Callable[[Question], Answer]:
 def extract_on_ray(job: Job, units: Sequence[Unit], stop: StopRequest, advance: Advance) -> Iterator[UnitReport]:
     """Do the units on the actors of a Ray cluster. Raises UsageError, LaryError."""
     with connected(job.config.address) as ray:
-        count, processes, options = plan_actors(ray, job)
+        count, processes, options = plan_actors(ray, job.config.device)
         remote = ray.remote(UnitWorker).options(**options)
         shared, tasks = ray.put(replace(job, processes=processes)), in_tasks(units, count)
         try:
@@ -209,6 +218,8 @@ def extract_on_ray(job: Job, units: Sequence[Unit], stop: StopRequest, advance: 
                 actors = [LastingActor(ray, partial(remote.remote, shared)) for _ in range(min(count, len(tasks)))]
                 for actor in actors:
                     stack.callback(actor.close)  # else threads wait for tasks after an error or Ctrl-C
+                if not ray.wait([actor.ready() for actor in actors], timeout=SECONDS_QUIET)[0]:
+                    log.warning("Ray has no place for an actor yet: others use its GPUs or cores; waiting for them")
                 workers = [lambda task, own=actor: threads.submit(own.run, task) for actor in actors]
                 yield from share_out(tasks, workers, stop, advance)
         except ray.exceptions.RayTaskError as error:
@@ -244,13 +255,17 @@ class LastingActor:
                 self._ray.kill(self._actor)
                 self._actor = self._start()
 
+    def ready(self) -> Any:
+        """What Ray resolves once the actor has a place."""
+        return self._actor.__ray_ready__.remote()
+
     def close(self) -> None:
         """End the actor, whatever it does."""
         self._closed = True
         self._ray.kill(self._actor)
 
 
-def plan_actors(ray: Any, job: Job) -> tuple[int, int, JsonDict]:
+def plan_actors(ray: Any, device: str) -> tuple[int, int, JsonDict]:
     """Actors, most actors of a machine, and what each asks of Ray.
 
     There is one per GPU; without GPUs, or with ``--device cpu``, one per machine.
@@ -258,7 +273,7 @@ def plan_actors(ray: Any, job: Job) -> tuple[int, int, JsonDict]:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = [int(node.get("GPU", 0)) for node in nodes]
     log.info("Ray: %d machines with %d GPUs", len(nodes), sum(gpus))
-    if sum(gpus) and job.config.device != "cpu":
+    if sum(gpus) and device != "cpu":
         return sum(gpus), max(gpus), {"num_gpus": 1, "num_cpus": 1}
     return len(nodes), 1, {"num_cpus": 1, "scheduling_strategy": "SPREAD"}
 
@@ -271,8 +286,7 @@ def tasks_on_ray(
     Yields each group with its results, or why it failed, as completed. Raises LaryError.
     """
     with connected(config.address) as ray:
-        check_resources(ray.cluster_resources(), config)
-        options = {"num_cpus": config.cpus_per_run, "num_gpus": config.gpus_per_run}
+        options = check_resources(ray.cluster_resources(), config)
         task = ray.remote(max_retries=TRIES, **options)(_with_gpus)
         # Tasks run in another folder.
         values = {
@@ -289,18 +303,26 @@ def tasks_on_ray(
 
 
 def _with_gpus(work: Callable[..., Any], *given: Any) -> Any:
-    """A task: the work with the numbers of the GPUs that Ray gave it."""
+    """A task: the work with the numbers of the GPUs that Ray gave it; without any, on the CPU."""
     import ray
 
     count = len(ray.get_gpu_ids())
     return work(*given, ",".join(map(str, range(count))) if count else None)
 
 
-def check_resources(there: dict[str, float], config: SweepConfig) -> None:
-    """Refuse what no machine can give: Ray would wait for it without end. Raises LaryError."""
-    for name, wanted in (("CPU", config.cpus_per_run), ("GPU", config.gpus_per_run)):
+def check_resources(there: dict[str, float], config: SweepConfig) -> JsonDict:
+    """What a task asks of Ray: one GPU each where there are any and the options name no number.
+
+    Refuses what no machine can give: Ray would wait for it without end. Raises LaryError.
+    """
+    gpus = config.gpus_per_run
+    found = {"CPU": config.cpus_per_run, "GPU": float("GPU" in there) if gpus is None else gpus}
+    for name, wanted in found.items():
         if wanted > (most := there.get(name, 0.0)):
             raise LaryError(f"--{name.lower()}s-per-run {wanted:g}: the Ray cluster has {most:g} {name}s in all.")
+    if gpus == 0 and "GPU" in there:
+        log.warning("--gpus-per-run 0: all runs are computed by CPUs, though the cluster has GPUs")
+    return {f"num_{name.lower()}s": wanted for name, wanted in found.items()}
 
 
 @contextlib.contextmanager

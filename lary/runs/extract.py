@@ -24,7 +24,7 @@ from lary.data.splits import find_table
 from lary.data.tables import INDEX_COLUMN, MEDIA_COLUMNS, SampleTable, read_table, write_csv
 from lary.files import digest, read_failures, read_json, remove_torn, write_failures, write_json
 from lary.latents.choice import check_frames_there
-from lary.latents.pipeline import Interrupted, Job, UnitReport, encode_units, make_encoder, plan_units
+from lary.latents.pipeline import Held, Interrupted, Job, UnitReport, encode_units, make_encoder, plan_units
 from lary.latents.ref import (
     KINDS,
     TABLE_FOLDER,
@@ -41,8 +41,8 @@ from lary.models.choices import chosen_model, deciding_fields
 from lary.models.running import LoadedEncoder
 from lary.models.spec import locate_weights
 from lary.registry import loaded_plugins
-from lary.runs.engines import encode_all
-from lary.runtime import log, pick_devices
+from lary.runs.engines import devices_of, encode_all
+from lary.runtime import log, set_arithmetic
 from lary.settings import Settings, load_settings
 from lary.types import BenchmarkProtocol, Failure, JsonDict, LaryError, Media, UsageError, as_path
 
@@ -74,14 +74,15 @@ class ExtractReport:
     seconds: float
 
 
-def extract(config: ExtractConfig, settings: Settings) -> ExtractReport:
+def extract(config: ExtractConfig, settings: Settings, held: Held | None = None) -> ExtractReport:
     """Extract the latents of one split; what is done, by sample id and identity, is not redone.
 
+    `held` keeps the encoder for the next call.
     Raises UsageError for a wrong request or a folder of another extraction; LaryError for a missing
     table, media or model, another writer or a full disk; Interrupted after Ctrl-C.
     """
     started = time.monotonic()
-    run = prepare_run(config, settings)
+    run = prepare_run(config, settings, held)
     table, target = run.table, run.ref.table(settings)
     with locked(run.folder):
         # What killed runs were writing: now, since it may be what fills the disk.
@@ -139,24 +140,26 @@ class Run:
         return f"{self.folder.name} on {self.identity.dataset} {self.identity.split}"
 
 
-def prepare_run(config: ExtractConfig, settings: Settings) -> Run:
+def prepare_run(config: ExtractConfig, settings: Settings, held: Held | None = None) -> Run:
     """Look everything up. Raises UsageError and LaryError, as `extract` does."""
     model, dataset = chosen_model(config), DATASETS.get(config.dataset)
     check_request(dataset, config)
     check_pool(model, config.pool)
     check_format(config.store, config.dtype)
-    devices = pick_devices(config.gpus, config.device)
+    devices = devices_of(config)
     table = read_input(config, settings)
     check_frames_there(table, model, model.preprocessing(config.protocol, dataset.media))
     values = settings.values()
     weights = locate_weights(model, values, config.weights)
     job = Job(config, settings.path("DATA_DIR"), table.path, weights, values, loaded_plugins())
-    encoder = make_encoder(job, model, devices[0])
+    # Where other processes encode, the weights' digest is all that is needed here: their devices are left alone.
+    alone = len(devices) == 1 and config.engine == "local"
+    encoder = make_encoder(job, model, devices[0] if alone or config.dry_run else "cpu", held)
     record = deciding_fields(model, config.protocol, dataset.media)
     text = json.dumps({**record, "precision": config.precision}, sort_keys=True, default=str)
     identity = StoreIdentity(
         model.name, dataset.name, config.split, config.protocol, digest(text), encoder.identity.digest,
-        config.seed, dataset.revision, config.pool, config.dtype,
+        config.seed, dataset.revision, config.pool, config.dtype, set_arithmetic(devices[0], config.precision),
     )  # fmt: skip
     ref = LatentsRef.of(config)
     folder = ref.folder(settings)
@@ -194,7 +197,7 @@ def estimate(config: ExtractConfig, settings: Settings) -> str:
     there = read_manifest(run.folder) and not config.overwrite
     missing = open_run(run).missing(run.table) if there else list(range(len(run.table)))
     # A CPU encodes row by row anyway, and a slow model needs only a few.
-    size = 1 if run.devices[0] == "cpu" else config.batch_size
+    size = 1 if run.encoder.device == "cpu" else config.batch_size
     most = BATCHES_MEASURED * size
     chosen = missing[:: max(1, len(missing) // most)][:most]
     marks, failures = [(time.monotonic(), 0)], list[Failure]()
@@ -204,7 +207,7 @@ def estimate(config: ExtractConfig, settings: Settings) -> str:
         job = replace(run.job, config=measured, store=store, processes=len(run.devices))
         units = plan_units(range(len(chosen)), size)
         for report in encode_units(
-            job, run.table.take(chosen), units, run.devices[0], run.encoder,
+            job, run.table.take(chosen), units, run.encoder.device, run.encoder,
             stopped=lambda: time.monotonic() - marks[0][0] > SECONDS_MEASURED,
         ):  # fmt: skip
             marks.append((time.monotonic(), marks[-1][1] + report.done))
@@ -336,14 +339,16 @@ def place_of(settings: Settings, control: ProbeControl) -> Settings:
     return load_settings(settings.values() | folders, environment={})
 
 
-def extract_changed(config: ExtractConfig, control: ProbeControl, settings: Settings) -> ExtractReport | None:
+def extract_changed(
+    config: ExtractConfig, control: ProbeControl, settings: Settings, held: Held | None = None
+) -> ExtractReport | None:
     """Extract changed frames; None where the latents hold each frame. Raises as `extract`."""
     if separate(open_latents(settings, LatentsRef.of(config)), config.protocol):
         return None
     moved, table = place_of(settings, control), read_input(config, settings)
     path = moved.path("LARY_ROOT") / TABLE_FOLDER / f"{config.dataset}_metadata_{config.split}.csv"
     write_csv(path, list(table.frame.columns), list(changed_rows(table, control)))
-    return extract(replace(config, input=path), moved)
+    return extract(replace(config, input=path), moved, held)
 
 
 def changed_rows(table: SampleTable, control: ProbeControl) -> Iterator[list[str]]:

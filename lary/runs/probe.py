@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -20,17 +21,18 @@ from lary.results.folder import choice_of, settle, writing
 from lary.results.record import ALONE, FILE_NAME, EvalResult, NamedDigest, read_result, run_identity
 from lary.runs.extract import read_timing
 from lary.runs.tasks import ActionTask, ClassTask, ProbeConfig, frame_of, seeds_of, shared_groups
-from lary.runtime import in_threads, log, pick_devices, progress, provenance
+from lary.runtime import in_threads, log, pick_devices, progress, provenance, set_arithmetic, within_memory
 from lary.settings import FOLDERS, Settings
 from lary.types import JsonDict, UsageError
 
 if TYPE_CHECKING:
-    from lary.probes.training import Team
+    from lary.probes.team import Team
 
 Task = ClassTask | ActionTask
 
 # Options that leave the numbers of a run alone, and so are no part of its identity.
 NOT_DECIDING = ("device", "overwrite", "resume", "tracker")
+SMALLER = "lower --probe-batch-size, pool the tokens (--pool mean), or free the device"
 LATER = ("classes", "media", "statistics", "targets", "tokens")
 """Inputs that results of earlier versions don't name."""
 
@@ -50,7 +52,7 @@ def run_probe(config: ProbeConfig, settings: Settings) -> ProbeRun:
     Raises UsageError for contradicting options, missing latents or another result; LaryError for
     unreadable latents or actions, or a training that diverged.
     """
-    from lary.probes.training import Team, launch
+    from lary.probes.team import Team, launch
 
     task, folder = task_of(config, settings), run_folder(config, settings)
     if (found := finished(folder, task)) is not None:
@@ -169,6 +171,7 @@ def train_and_write(task: Task, team: Team, device: str) -> None:
     from lary.probes.training import Session, tracking
 
     started = time.monotonic()
+    set_arithmetic(device)
     config, seeds, inputs = task.config, seeds_of(task.config), inputs_of(task)
     identity, folder = run_identity(inputs), run_folder(config, task.settings)
     tracker: TrackerName = config.tracker if team.leads and task.kind != "ridge" else "none"
@@ -184,7 +187,8 @@ def train_and_write(task: Task, team: Team, device: str) -> None:
             for seed in seeds:
                 own = run.work if seed == seeds[0] else run.work / f"seed_{seed}"
                 title = f"{config.dataset} {folder.name} seed {seed}"
-                with tracking(tracker, own, title, vars(config) | {"seed": seed}) as tracked:
+                tracks = tracking(tracker, own, title, vars(config) | {"seed": seed})
+                with within_memory(device, SMALLER), tracks as tracked:
                     session = Session(
                         protocol=config.protocol,
                         preset=config.probe_preset,
@@ -199,8 +203,8 @@ def train_and_write(task: Task, team: Team, device: str) -> None:
                     outcomes.append(task.train(session))
         if not team.leads:
             return
-        facts = run_facts(task, inputs) | {"options": outcomes[0].settings}
         devices = pick_devices(config.gpus, config.device, every=task.kind != "ridge")[: team.size]
+        facts = run_facts(task, inputs, devices) | {"options": outcomes[0].settings}
         facts["provenance"] |= {"threads": torch.get_num_threads(), "processes": team.size, "devices": devices}
         facts["timings"]["probe"] = round(time.monotonic() - started, 3)
         result = task.write(run.work, outcomes, facts)
@@ -210,7 +214,7 @@ def train_and_write(task: Task, team: Team, device: str) -> None:
         run.publish(result.model_copy(update={"warnings": tuple(warnings)}))
 
 
-def run_facts(task: Task, inputs: tuple[NamedDigest, ...]) -> JsonDict:
+def run_facts(task: Task, inputs: tuple[NamedDigest, ...], devices: Sequence[str]) -> JsonDict:
     """The fields of `RunFacts` that are known about a run without its outcome."""
     config, data, model, train = task.config, task.dataset, task.model, task.splits["train"]
     splits = {split.table.split: split for split in task.splits.values()}
@@ -253,7 +257,7 @@ def run_facts(task: Task, inputs: tuple[NamedDigest, ...]) -> JsonDict:
         "seed": seeds_of(config)[0],
         "seeds": seeds_of(config),
         "options_given": asdict(config),
-        "provenance": provenance() | {"probe_command": probe_command(config, task.settings)},
+        "provenance": provenance(devices) | {"probe_command": probe_command(config, task.settings)},
         "timings": timings,
     }
 

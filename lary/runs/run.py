@@ -14,6 +14,7 @@ from lary.configs import ActionOptions, ClassifyConfig, ExtractConfig, RegressCo
 from lary.data.configs import DemoConfig, SimulateConfig
 from lary.data.spec import DATASETS, LabelSpace
 from lary.data.splits import find_table, offer_folds
+from lary.latents.pipeline import Held
 from lary.models.overview import weights_state
 from lary.models.spec import MODELS, ModelSpec
 from lary.results.record import FILE_NAME, EvalResult, read_result
@@ -64,14 +65,15 @@ def run_splits(
     Without `replace_latents`, ``--overwrite`` is for results alone.
     """
     probe = probe_config(config)
-    reports = []
+    reports, held = [], Held()
     for split in splits:
         given = vars(config) | {"split": split, "seed": config.model_seed}
         given["overwrite"] = config.overwrite and replace_latents
         asked = ExtractConfig(**_of(ExtractConfig, given))
-        reports.append(extract(asked, settings))
-        if probe.control in FRAME_CONTROLS and (changed := extract_changed(asked, probe.control, settings)):
+        reports.append(extract(asked, settings, held))
+        if probe.control in FRAME_CONTROLS and (changed := extract_changed(asked, probe.control, settings, held)):
             reports.append(changed)
+    held.clear()  # the probe needs the memory
     found = run_probe(probe, settings)
     failures = sum(len(report.failures) for report in reports)
     return RunReport(found, sum(report.extracted for report in reports), max(failures, found.result.failures))

@@ -196,12 +196,14 @@ def on_ray(plan: Sequence[Planned], config: SweepConfig, settings: Settings) -> 
 def do_group(
     group: Sequence[Planned], values: dict[str, str], plugins: tuple[Path, ...], gpus: str | None
 ) -> list[Outcome]:
-    """Do the runs of one group in a process of its own, on its GPUs."""
+    """Do the runs of one group in a process of its own, on its GPUs or else the CPU."""
     setup_logging()
     for plugin in plugins:
         load_plugin(plugin)
     settings = load_settings(values, environment={})
-    return [do(replace(each, config=replace(each.config, gpus=gpus)), settings) for each in group]
+    # Without GPUs of its own, a task still sees those of others.
+    own: JsonDict = {"gpus": gpus} if gpus else {"gpus": None, "device": "cpu"}
+    return [do(replace(each, config=replace(each.config, **own)), settings) for each in group]
 
 
 # The file

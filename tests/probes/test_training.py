@@ -1,11 +1,15 @@
 """What all trainings share: resuming after a kill, several processes, trackers."""
 
+import ctypes
 import math
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from signal import SIGINT, SIGKILL
 from typing import Any
 from unittest.mock import Mock
 
@@ -14,7 +18,8 @@ import pytest
 import torch
 
 from lary.probes.regress import RegressorTraining
-from lary.probes.training import STATE_FILE, Session, Team, launch, tracking
+from lary.probes.team import Team, launch
+from lary.probes.training import STATE_FILE, Session, tracking
 from lary.runtime import log
 from lary.types import LaryError, UsageError
 from tests.helpers import fails
@@ -133,6 +138,35 @@ def fail_in_one(team: Team, _: str) -> None:
 
 def test_the_error_of_one_process_ends_them_all() -> None:
     fails(UsageError, "this one is wrong", launch, fail_in_one, (), ("cpu", "cpu"))
+
+
+def wait_in_c(folder: Path, team: Team, _: str) -> None:
+    """The first waits where no signal handler of Python runs, as for a stream of CUDA."""
+    (folder / f"{team.rank}-{os.getpid()}").touch()
+    if team.rank == 0:
+        pause = ctypes.CDLL(None).pause
+        while True:
+            pause()
+    time.sleep(100)
+
+
+@pytest.mark.parametrize("ends", ["Ctrl-C", "a killed rank"])
+def test_a_command_ends_with_its_processes(ends: str, tmp_path: Path) -> None:
+    def end() -> None:
+        while len(found := sorted(tmp_path.iterdir())) < 2:
+            time.sleep(0.1)
+        begun.append(time.monotonic())
+        os.kill(os.getpid() if ends == "Ctrl-C" else int(found[1].name[2:]), SIGINT if ends == "Ctrl-C" else SIGKILL)
+
+    begun: list[float] = []
+    threading.Thread(target=end, daemon=True).start()
+    kind: type[BaseException] = KeyboardInterrupt if ends == "Ctrl-C" else LaryError
+    words = "" if ends == "Ctrl-C" else "training processes failed: .*SIGKILL"
+    fails(kind, words, launch, wait_in_c, (tmp_path,), ("cpu", "cpu"))
+    assert time.monotonic() - begun[0] < 10
+    for file in tmp_path.iterdir():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(file.name[2:]), 0)
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])

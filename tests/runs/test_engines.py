@@ -104,6 +104,15 @@ def test_the_rows_of_a_process_that_dies_are_done_all_the_same(root: Path, count
     assert list(contents(root, "mortal").values()) == list(contents(root).values())
 
 
+def test_the_arithmetic_is_the_same_in_all_processes(root: Path, counting: Counting) -> None:
+    """By itself torch allows TF32 in convolutions; the place of CUDA devices is taken by the CPU."""
+    counting("noting", "__import__('torch').backends.cudnn.allow_tf32", "Path(__file__).with_suffix('.tf32').touch()")
+    extract(ask("noting"), settings_of(root))
+    shutil.rmtree(root / "latent_actions")
+    reports, _ = on_two_processes(root, ask("noting"))
+    assert (sum(report.done for report in reports), (root / "noting.tf32").exists()) == (24, False)
+
+
 def test_a_process_that_dies_again_and_again_is_an_error(root: Path, counting: Counting) -> None:
     counting("doomed", "Counting.in_worker", DIE)
     message = r"A process that encodes died .*signal 9.*What was done is kept"

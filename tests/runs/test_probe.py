@@ -12,7 +12,7 @@ import torch
 
 from lary.configs import ExtractConfig, RunConfig
 from lary.data.spec import DATASETS
-from lary.probes.training import launch
+from lary.probes.team import launch
 from lary.results.folder import finished_run
 from lary.results.published import read_scores
 from lary.results.record import DatasetFacts, read_result
