@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lary.cli import app
-from lary.models.overview import facts, where_to_put
+from lary.models.overview import facts
 from lary.models.spec import MODELS, Weights
 from lary.results.record import schema_text
 
@@ -23,6 +23,16 @@ Made from the records by `python docs/make_pages.py`; a test holds it against th
 - *paper* is what that protocol changes for the model; without such a line both protocols give the same tokens.
 - *known* are facts and defects that a reader of the numbers should know.
 """
+
+
+def where_to_put(weights: Weights | None) -> str:
+    """Where this machine's weights are looked for, within a sentence."""
+    if weights is None:
+        return "needs no weights"
+    places = [weights.variable] if weights.variable else []
+    places += [f"MODEL_DIR/{weights.folder}"] if weights.folder else []
+    places += [f"the Python package {weights.packages[0]} of the extra '{weights.extra}'"] if weights.packages else []
+    return f"on this machine they are looked for in {' or '.join(places)}" if places else "pass --weights"
 
 
 def models_page() -> str:

@@ -62,7 +62,7 @@ class Registry(Generic[Record]):
     def add(self, record: Record) -> Record:
         """Register a record. Raises UsageError if its name is taken."""
         if record.name in self._records:
-            raise UsageError(f"The {self.kind} '{record.name}' is registered twice: names must be unique.")
+            raise UsageError(f"The {self.kind} '{record.name}' is registered twice: choose another name.")
         self._records[record.name] = record
         return record
 
@@ -145,7 +145,7 @@ def load_plugin(path: str | Path) -> None:
         return
     spec = importlib.util.spec_from_file_location(name, file) if file.is_file() else None
     if spec is None or spec.loader is None:
-        raise UsageError(f"Plug-in {file} is not a Python file that can be read.")
+        raise UsageError(f"Plug-in {file} is not a Python file that can be read: correct its path.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # before it runs: its classes are pickled by this name
     try:

@@ -22,7 +22,7 @@ import numpy as np
 
 from lary.arrays import Ints
 from lary.data.spec import DatasetSpec, LabelSpace
-from lary.files import csv_text, digest, file_digest, inside, path_problem, write_text
+from lary.files import csv_text, digest, file_digest, inside, open_regular, path_problem, write_text
 from lary.registry import suggest
 from lary.runtime import in_threads
 from lary.types import JsonDict, Media, Sample, UsageError
@@ -73,8 +73,9 @@ def read_frame(path: Path, limit: int | None = None, needed: Sequence[str] = ())
     reading = arrow.ReadOptions(block_size=LONGEST_LINE, use_threads=False)  # threads don't number the rows
     parsing = arrow.ParseOptions(newlines_in_values=True)
     try:
-        if path.exists() and not path.is_file():
-            raise ValueError("it is no regular file")
+        with open_regular(path) as file:
+            if file.read(2) in (b"PK", b"\xff\xfe", b"\xfe\xff"):
+                raise ValueError("it is a spreadsheet or UTF-16; save it as CSV in UTF-8")
         header = arrow.open_csv(path, reading, parsing).schema.names
         names = [name.strip() for name in header]
         if len(names) > MOST_COLUMNS:
@@ -98,9 +99,10 @@ def read_frame(path: Path, limit: int | None = None, needed: Sequence[str] = ())
         elif "Empty CSV" in problem:
             problem = "it is empty: it needs a line of column names, and rows"
         raise UsageError(f"The table {path} can't be read as CSV in UTF-8: {problem}.") from None
+    advice = " Separate cells by commas." if len(names) == 1 else ""
     for name in needed:
         if name not in names:
-            raise UsageError(f"{path} has no column '{name}'; it has: {', '.join(names)[:400]}.")
+            raise UsageError(f"{path} has no column '{name}'; it has: {', '.join(names)[:400]}.{advice}")
     frame: pandas.DataFrame = table.slice(0, limit).to_pandas(types_mapper=pandas.ArrowDtype)
     return frame.set_axis(names, axis=1)
 
@@ -285,7 +287,7 @@ def check_cells(spec: DatasetSpec, path: Path, columns: Mapping[str, pandas.Seri
             valid = compute.and_(matches, compute.less_equal(compute.binary_length(cells), SHORT))
         for row in compute.indices_nonzero(compute.invert(valid)).to_pylist():
             if problem := cell_problem(spec, name, cells[row].as_py()):
-                raise UsageError(f"{path}, row {row + 1} (line {line_of(path, row)}): {problem.rstrip('.')}.")
+                raise UsageError(f"{path}, row {row + 1} (line {line_of(path, row)}): {problem.removesuffix('.')}")
 
 
 def is_class(spec: DatasetSpec, column: str) -> bool:

@@ -89,8 +89,8 @@ class LeRobotImport:
         shortest = 1 if atomic else pairs.stride
         self.episodes = [episode for episode in data.episodes[: config.episodes] if episode.length > shortest]
         if len(self.episodes) < 2:
-            found = f"{len(self.episodes)} such episodes of more than {shortest} frames"
-            raise UsageError(f"{data.folder} has {found}: at least two are needed.")
+            found = f"has {len(self.episodes)} episodes of more than {shortest} frames"
+            raise UsageError(f"{data.folder} {found}; at least two are needed: lower --stride or raise --episodes.")
         self.members: dict[Path, list[tuple[float, int, int]]] = {}
         for camera in self.cameras if "{video_key}" in (data.meta.video_path or "") else self.cameras[:1]:
             self.members |= data.members(camera) if self._is_video(camera) else {}

@@ -84,7 +84,7 @@ class LeRobot:
         self.folder, self.origin, self.commit = folder, origin, commit
         path = folder / "meta" / "info.json"
         if not path.is_file():
-            raise UsageError(f"{folder} is no LeRobot data set: it has no meta/info.json.")
+            raise UsageError(f"{folder} is no LeRobot data set: it has no meta/info.json; name the folder above meta/.")
         self.info: JsonDict = read_json(path, "description")
         self.meta = parsed(Info, self.info, f"{path}, of LeRobot v2 or v3,")
         self.version = int(self.meta.codebase_version[1])

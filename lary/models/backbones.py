@@ -62,7 +62,7 @@ def any_backbone(name: str) -> ModelSpec | None:
         paradigm="semantic encoder",
         dim=None,
         preprocess=read_preprocess(location),
-        weights=Weights(hub=location),
+        weights=Weights(hub=location, hint="Or correct the name after hf:."),
         licence="that of the checkpoint",
         options={"layer": None, "size": None},
         description=f"Patch tokens by the transformers model in {location}",
@@ -82,8 +82,9 @@ def read_preprocess(location: str) -> Preprocess:
     file = find_file(location, PROCESSORS)
     if file is None:
         size = configured_size(location) or 224
-        text = "%s has no %s: frames are resized to %d with ImageNet's mean and std"
-        log.info(text, location, PROCESSORS[0], size)
+        if find_file(location, (CONFIG,)):  # or else its absence is an error
+            text = "%s has no %s: frames are resized to %d with ImageNet's mean and std"
+            log.info(text, location, PROCESSORS[0], size)
         return Preprocess(size=size, resize="pil_bicubic", mean=IMAGENET_MEAN, std=IMAGENET_STD, reader="pil")
     try:
         return _preprocess_of(read_json(file, "preparation of frames"))

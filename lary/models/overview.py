@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import lary
 from lary.configs import CheckModelConfig
 from lary.models.choices import CHOICES, LATER, with_choices
-from lary.models.spec import MODELS, ModelContext, ModelSpec, Weights, locate_weights
+from lary.models.spec import MODELS, ModelContext, ModelSpec, locate_weights, remedy
 from lary.registry import aligned
 from lary.types import LaryError, Media, UsageError, as_path
 
@@ -46,17 +46,7 @@ def weights_state(spec: ModelSpec, values: Mapping[str, str]) -> tuple[bool, str
         return False, str(error)
     if place is not None and as_path(place).exists():
         return True, f"here: {place}"
-    return False, f"would be fetched from the hub: {place}; {where_to_put(spec.weights)}"
-
-
-def where_to_put(weights: Weights | None) -> str:
-    """Where this machine's weights are looked for, within a sentence."""
-    if weights is None:
-        return "needs no weights"
-    places = [weights.variable] if weights.variable else []
-    places += [f"MODEL_DIR/{weights.folder}"] if weights.folder else []
-    places += [f"the Python package {weights.packages[0]} of the extra '{weights.extra}'"] if weights.packages else []
-    return f"on this machine they are looked for in {' or '.join(places)}" if places else "pass --weights"
+    return False, f"would be fetched from the hub: {place}. {remedy(spec, 'them')}"
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
@@ -79,9 +69,15 @@ def models_table(values: Mapping[str, str]) -> str:
 
 def model_text(spec: ModelSpec, values: Mapping[str, str]) -> str:
     """The record of a model, and the missing file or variable, if any."""
-    rows = [*facts(spec), ("weights", weights_state(spec, values)[1])]
+    here, state = weights_state(spec, values)
+    if here and spec.dim is None:  # a network of hf:
+        from lary.models.running import build
+
+        context = ModelContext("cpu", "corrected", locate_weights(spec, values), None, 0, values)
+        spec = replace(spec, parameters_m=build(spec, context).parameters_m)
+    rows = [*facts(spec), ("weights", state)]
     if spec.backbone:
-        _, state = weights_state(replace(spec, weights=spec.backbone), values)
+        _, state = weights_state(replace(spec, weights=spec.backbone, backbone=None), values)
         rows.append(("backbone", f"needed where the weights hold none; {state}"))
     return "\n".join([spec.name, *(f"  {name:12} {text}" for name, text in rows)])
 

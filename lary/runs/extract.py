@@ -113,7 +113,7 @@ def extract(config: ExtractConfig, settings: Settings, held: Held | None = None)
         write_failures(listed, failures)
         if failures:
             again = "'lary extract --retry-failed' takes only these"
-            log.error("%d rows could not be read: see %s; %s", len(failures), listed, again)
+            log.error("%d rows failed (%s): see %s; %s", len(failures), failures[0].reason, listed, again)
         left = len(missing) - done - len(failures)
         if left or stopped:
             raise unfinished(run, left)

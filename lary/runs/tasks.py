@@ -75,14 +75,18 @@ def seeds_of(config: ProbeConfig) -> tuple[int, ...]:
     return seeds
 
 
-def check_options(config: ProbeConfig) -> None:
-    """Refuse options that no data can make right. Raises UsageError."""
+def check_options(config: ProbeConfig) -> Any:
+    """Settings of the probe. Raises UsageError for options that no data can make right."""
     seeds_of(config)
+    frame_of(config)
     device_numbers(config.gpus or "0")
     config.check_counts("epochs", "probe_batch_size", advice=", or leave the option out")
     if config.folds is not None and (config.folds < 2 or config.protocol == "paper"):
         why = "paper scores the published split alone" if config.protocol == "paper" else "must be at least 2"
         raise UsageError(f"--folds {config.folds}: {why}; leave the option out.")
+    kind, steps = (getattr(config, name, None) for name in ("model_type", "sampler_steps"))
+    preset = PRESETS.get(config.probe_preset)
+    return preset.settings(kind or "attentive", config.epochs, config.probe_batch_size, steps)
 
 
 def frame_of(config: ProbeConfig) -> RelativeFrame | None:
@@ -222,13 +226,11 @@ class ProbeTask:
     """A probe run with everything looked up and nothing written yet."""
 
     def __init__(self, config: Any, settings: Settings, kind: ProbeKind) -> None:
-        check_options(config)
+        self.probe = check_options(config)
         self.config: Any = with_seeds(config)
         self.settings, self.kind = settings, kind
         self.dataset = DATASETS.get(config.dataset)
         self.model = find_model(config, self.dataset, settings)
-        steps, preset = getattr(config, "sampler_steps", None), PRESETS.get(config.probe_preset)
-        self.probe = preset.settings(kind, config.epochs, config.probe_batch_size, steps)
         self.digests: dict[str, str] = {}
 
     @cached_property

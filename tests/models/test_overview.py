@@ -29,10 +29,14 @@ def test_models_lists_every_record_and_names_what_is_missing(tmp_path: Path) -> 
     (tmp_path / "laq_openx.pt").write_bytes(b"weights")
     printed("models", "lapa", "--model-dir", tmp_path, has=[f"here: {tmp_path / 'laq_openx.pt'}"])
     printed("models", "pixels", has=["needs none"])
-    printed("models", "dinov2-origin", has=["would be fetched from the hub: ", "in DINO_V2_PATH or MODEL_DIR/"])
+    printed("models", "dinov2-origin", has=["would be fetched from the hub: ", "Set DINO_V2_PATH to them, put"])
     printed("models", next(spec.name for spec in MODELS if spec.ablation), has=["published    ablations: "])
     printed("models", "univla", has=["UNIVLA_CKPT_PATH"])
     printed("models", "magvit2", has=["MAGVIT2_TOKENIZER_PATH"])
+    transformers = pytest.importorskip("transformers")
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 56}
+    transformers.Dinov2Model(transformers.Dinov2Config(**small)).save_pretrained(tmp_path / "own")
+    printed("models", f"hf:{tmp_path}/own", has=["parameters   0.05 million"])
     printed("models", "dinov4", code=2, has=["Did you mean dinov"])
 
 

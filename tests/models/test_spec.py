@@ -210,7 +210,7 @@ def test_extraction_with_a_plug_in(root: Path, tmp_path: Path) -> None:
         "clips.mean((1, 3, 4)).repeat(1, 2)[:, :4]": "",  # one token per sample
         "clips.mean((3, 4)).repeat(1, 1, 16).reshape(len(clips), 9, 2, 6, 4)": "",
         "clips.mean((1, 2, 3, 4))": "expected (B, P, N, D)",
-        "torch.full((len(clips), 2, 3, 4), float('nan'))": "12 rows could not be read",
+        "torch.full((len(clips), 2, 3, 4), float('nan'))": "12 rows failed (The model gave tokens that are not finite",
     }
     for value, (answer, named) in enumerate(answers.items()):
         words = ("own", "--plugin", write_plugin(tmp_path, answer, value), "--overwrite")
