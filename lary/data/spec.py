@@ -15,6 +15,8 @@ import dataclasses
 import functools
 import importlib
 import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -283,6 +285,46 @@ def dataset_text(spec: DatasetSpec) -> str:
     facts |= {"kind": kind_of(spec), "commercial": spec.commercial, "tables": tables}
     lines = [f"{name}: {value if isinstance(value, str) else json.dumps(value)}" for name, value in facts.items()]
     return "\n".join([*lines, citation])
+
+
+# --- patterns of records, which plug-ins may bring ---
+
+QUICK = re.compile(r"\^[^*+?{|\\]*(?:(?<!\))[*+?]\??[^*+?{|\\]*){0,2}|[^*+?{]*|\.\*/")
+"""Patterns that need no time limit."""
+LETTERS, REPEATS, REPAIRS, SECONDS = 1000, 10_000, 16, 0.5
+"""Limits of a pattern and its work."""
+
+
+@functools.cache
+def compiled(pattern: str, replacement: str = "") -> tuple[Any, JsonDict]:
+    """A pattern, and its limit of time. Raises UsageError."""
+    import regex
+
+    braces = re.findall(r"(\)?)\{(\d*),?(\d*)", pattern)
+    counts = [(end, max(1, *(int(n[:9] or 0) for n in ends))) for end, *ends in braces]
+    repeats = max([1, *(n for _, n in counts)])
+    repeats *= math.prod(n for end, n in counts if end)
+    if len(pattern) > LETTERS or repeats > REPEATS:
+        raise UsageError(f"The pattern '{pattern[:60]}' is too large.")
+    try:
+        quick = re.compile(pattern)
+        quick.sub(replacement, "")
+        if QUICK.fullmatch(pattern):
+            return quick, {}
+        return regex.compile(pattern), {"timeout": SECONDS}
+    except (re.error, regex.error, IndexError, RecursionError, OverflowError) as error:
+        raise UsageError(f"'{pattern}' is no regular expression: {error}.") from error
+
+
+def evaluate(pattern: str, path: str, replacement: str | None = None) -> Any:
+    """As `re.search` or `re.sub`. Raises UsageError."""
+    expression, limit = compiled(pattern, replacement or "")
+    try:
+        if replacement is None:
+            return expression.search(path, **limit)
+        return expression.sub(replacement, path, REPAIRS, **limit)
+    except TimeoutError:
+        raise UsageError(f"'{pattern}' takes too long on '{path[:60]}'.") from None
 
 
 def tupled(value: Any) -> Any:

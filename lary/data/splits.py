@@ -74,7 +74,7 @@ def draw_table(spec: DatasetSpec, split: str, root: Path) -> Path:
         if columns != header:
             raise UsageError(f"{table} has the columns {', '.join(columns)}; expected {', '.join(header)}.")
         for row in rows:
-            place = tables.usual_place(spec, row[columns.index(first)], first)
+            place = tables.usual_cell(spec, row[columns.index(first)], first)
             name = row[columns.index(own)].strip() if own else tables.matched(pattern, place)
             if validates(name or tables.REVERSED.sub("", place), rule.share) == rule.validates:
                 chosen.append(row)
@@ -129,7 +129,7 @@ def write_split(table: Path, config: SplitConfig) -> SplitReport:
     if config.by != "row" and not groups:
         pattern = PATTERNS[config.by] if spec is None or config.by == "segment" else spec.group_pattern
         paths = [cell.strip().replace("\\", "/") for cell in frame[media]]
-        paths = paths if spec is None else [tables.usual_place(spec, path, media) for path in paths]
+        paths = paths if spec is None else [tables.usual_cell(spec, path, media) for path in paths]
         groups = [tables.matched(pattern, path) or tables.REVERSED.sub("", path) for path in paths]
     how = share, strata, config.seed
     parts = split_groups(groups, *how) if groups else split_rows(len(frame), *how)

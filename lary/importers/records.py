@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lary.data.normalisation import measure_table
-from lary.data.spec import DATASETS, EPISODE, ActionSpace, DatasetSpec, LabelSpace, Normalisation, Split
-from lary.data.tables import compiled, read_table, write_csv
+from lary.data.spec import DATASETS, EPISODE, ActionSpace, DatasetSpec, LabelSpace, Normalisation, Split, compiled
+from lary.data.tables import read_table, write_csv
 from lary.files import check_name, inside, parsed, read_json, write_bytes, write_failures, write_text
 from lary.importers.episodes import ATOMIC_CLASSES, MOST_VALUES, Cut, PairCut, TaskCut
 from lary.types import Failure, LaryError, UsageError

@@ -180,17 +180,17 @@ def most_frames(table: SampleTable) -> int:
     """The largest number of frames T of a table's samples."""
     if table.spec.media == "pair":
         return 2
-    return 1 + max(str(cell).count(",") for cell in table.frame[INDEX_COLUMN])
+    return 1 + int(table.frame[INDEX_COLUMN].str.count(",").max())
 
 
 def plan_batches(table: SampleTable, units: Iterable[Unit], unit_rows: int, size: int) -> Iterator[Batch]:
     """Batches of units in order; a row's position counts from its unit's first row."""
     for unit in units:
-        first = unit.number * unit_rows
-        for _, group in groupby(unit.rows, lambda row: (row - first) // size):  # noqa: B023 (used at once)
-            rows = list(group)
-            samples = [table[row] for row in rows]
-            paths = [[str(path) for path in table.media_path(sample)] for sample in samples]
+        first, own = unit.number * unit_rows, table.take(unit.rows)  # as Python's texts, a whole table fills memory
+        members = zip(unit.rows, own, strict=True)
+        for _, group in groupby(members, lambda member: (member[0] - first) // size):  # noqa: B023 (used at once)
+            rows, samples = map(list, zip(*group, strict=True))
+            paths = [[str(path) for path in own.media_path(sample)] for sample in samples]
             yield Batch(unit.number, rows, [(row - first) % size for row in rows], samples, paths)
 
 

@@ -254,10 +254,10 @@ def open_shards(settings: Settings, table: SampleTable, ref: LatentsRef, entries
         places[:, at] = number.setdefault(name, len(number)), int(position)
     headers = [read_shard(file) for file in resolve_latents(settings, ref, list(number), table.path)]
     source, first = ShardSource(headers, *places), headers[0]
-    for sample, shard, place in zip(table, *places.tolist(), strict=True):
-        if headers[shard].samples[place] != sample.id:
+    for row, name, shard, place in zip(table.rows, table.ids, *places.tolist(), strict=True):
+        if headers[shard].samples[place] != name:
             raise LaryError(
-                f"{table.path}, row {sample.row + 1}: {headers[shard].path} has the latents of another sample in row "
+                f"{table.path}, row {row + 1}: {headers[shard].path} has the latents of another sample in row "
                 f"{place}. Extract this split again; what is done is kept."
             )
     return source, {"store": first.store, "model": first.model}, first.path.parent

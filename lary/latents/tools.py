@@ -41,10 +41,10 @@ class _Found:
         """Sample id and file by row, from the newest shard that holds it."""
         found: dict[int, tuple[str, Path]] = {}
         if self.kind == "npz":
-            files = {row: self.folder / name for row, name in rows_in(self.folder).items()}
-            stamps = read_stamps(files.values())
-            for (row, file), stamp in zip(files.items(), stamps, strict=True):
-                found[row] = (stamp.sample if stamp else "", file)
+            names = rows_in(self.folder)
+            stamps = read_stamps(self.folder, list(names.values()))
+            for (row, name), stamp in zip(names.items(), stamps, strict=True):
+                found[row] = (stamp.sample if stamp else "", self.folder / name)
         for header in self.headers:
             found |= {row: (sample, header.path) for row, (sample, _) in header.positions().items()}
         return dict(sorted(found.items()))
@@ -61,8 +61,9 @@ def _find(settings: Settings, config: LatentsConfig) -> _Found:
     kind = manifest.get("store", "npz")
     if kind not in KINDS:
         raise LaryError(f"{folder / MANIFEST} names the kind {kind!r}, which this lary doesn't know: update lary.")
-    shards = scan_shards(folder, manifest.get("key")) if kind == "shards" else ([], [])
-    return _Found(folder, manifest, kind, *shards)
+    problems: list[str] = []
+    shards = list(scan_shards(folder, manifest.get("key"), problems)) if kind == "shards" else []
+    return _Found(folder, manifest, kind, shards, problems)
 
 
 def describe_store(config: LatentsConfig, settings: Settings) -> str:
@@ -84,7 +85,7 @@ def describe_store(config: LatentsConfig, settings: Settings) -> str:
         dataset = DATASETS.get(config.dataset)
         source = find_table(dataset, config.split, settings.path("LARY_ROOT"))
         table = read_table(dataset, config.split, path=source, data_dir=Path())
-        absent = [own.id for own in table if held.get(own.row, (None,))[0] not in ("", own.id)]
+        absent = [name for row, name in enumerate(table.ids) if held.get(row, (None,))[0] not in ("", name)]
         shown = [f": {', '.join(absent[:10])}"] * bool(absent) + [", ..."] * (len(absent) > 10)
         facts["missing"] = str(len(absent)) + "".join(shown)
     except LaryError:
@@ -240,7 +241,7 @@ def export_latents(config: LatentsConfig, settings: Settings, out: Path, *, rows
     table = latents.table
     tokens = np.asarray(latents.source.read(range(len(table))), dtype=np.float32)
     with atomic_write(out) as stream:
-        np.savez(stream, tokens=tokens, rows=list(table.rows), samples=[own.id for own in table])
+        np.savez(stream, tokens=tokens, rows=list(table.rows), samples=table.ids)
     return len(table)
 
 

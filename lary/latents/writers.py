@@ -38,7 +38,7 @@ from lary.latents.sources import (
     read_stamps,
     scan_shards,
 )
-from lary.latents.store import SHARD_MARK, LatentStore, Write, narrow
+from lary.latents.store import SHARD_MARK, Held, LatentStore, Write, narrow
 from lary.types import JsonDict, LaryError
 
 if TYPE_CHECKING:
@@ -91,16 +91,14 @@ def write_latents(path: Path, tokens: Array, codes: Array | None, stamp: Stamp) 
 class NpzStore(LatentStore):
     """A store of ``.npz`` files, in which every write is final: there is no commit."""
 
-    def held(self, table: SampleTable, *, check: bool = True) -> dict[int, str]:
-        found = {row: name for row, name in rows_in(self.folder).items() if row < len(table)}
-        if not check:
-            return found
-        stamps = read_stamps(self.folder / name for name in found.values())
-        return {
-            row: name
-            for (row, name), stamp in zip(found.items(), stamps, strict=True)
-            if stamp and (stamp.store, stamp.sample) == (self.identity.key, table[row].id)
-        }
+    def held(self, table: SampleTable, *, check: bool = True) -> Iterator[Held]:
+        names, key = rows_in(self.folder), self.identity.key
+        rows = [row for row in names if row < len(table)]
+        if check and rows:  # a sample's id is asked for only where there is a file
+            stamps = read_stamps(self.folder, [names[row] for row in rows])
+            own = zip(rows, table.take(rows).ids, stamps, strict=True)
+            rows = [row for row, name, stamp in own if stamp and (stamp.store, stamp.sample) == (key, name)]
+        yield rows, map(names.__getitem__, rows)
 
     @contextmanager
     def writer(self, unit: int) -> Iterator[Write]:
@@ -146,18 +144,19 @@ class ShardStore(LatentStore):
         """Whether a shard is one of this store."""
         return (header.store, header.dtype) == (self.identity.key, self.identity.dtype)
 
-    def headers(self) -> list[ShardHeader]:
+    def headers(self) -> Iterator[ShardHeader]:
         """Headers of the store's undamaged shards, the oldest of a unit first."""
-        return [header for header in scan_shards(self.folder, None)[0] if self.owns(header)]
+        found = scan_shards(self.folder, self.identity.key, [])
+        return (each for each in found if each.dtype == self.identity.dtype)
 
-    def held(self, table: SampleTable, *, check: bool = True) -> dict[int, str]:
-        """``<shard>#<row in the shard>`` by row of the table, where the id fits."""
-        found = {}
+    def held(self, table: SampleTable, *, check: bool = True) -> Iterator[Held]:
+        """Rows whose id fits, and their ``<shard>#<row in the shard>``."""
         for header in self.headers():
-            for row, (sample, position) in header.positions().items():
-                if row < len(table) and table[row].id == sample:
-                    found[row] = f"{header.path.name}{SHARD_MARK}{position}"
-        return found
+            ids, mark = table.ids, f"{header.path.name}{SHARD_MARK}"
+            pairs = zip(header.rows.tolist(), header.samples, strict=True)
+            fits = [row < len(ids) and ids[row] == own for row, own in pairs]
+            places = np.flatnonzero(fits)
+            yield header.rows[places], (f"{mark}{at}" for at in places)
 
     @contextmanager
     def writer(self, unit: int) -> Iterator[Write]:

@@ -117,7 +117,7 @@ def extract(config: ExtractConfig, settings: Settings, held: Held | None = None)
         left = len(missing) - done - len(failures)
         if left or stopped:
             raise unfinished(run, left)
-        store.write_table(table, target, run.ref.latent_root(settings), {each.row for each in failures})
+        store.write_table(table, target, run.ref.latent_root(settings), [each.row or 0 for each in failures])
     return ExtractReport(target, len(table), before, done, tuple(failures), time.monotonic() - started)
 
 
@@ -288,19 +288,19 @@ def as_before(folder: Path, identity: StoreIdentity) -> StoreIdentity:
 
 def warn_about_media(table: SampleTable, pending: Sequence[int]) -> None:
     """Name the first missing files. Raises LaryError if no file is there at all."""
-    pending = pending[:ROWS_CHECKED]
-    absent = table.missing_media(pending)
+    table = table.take(pending[:ROWS_CHECKED])
+    absent = table.missing_media()
     if not absent:
         return
     listed = "\n  ".join(str(path) for path in absent[:10])
-    if len(absent) == len({path for row in pending for path in table.media_path(table[row])}):
+    if len(absent) == len({path for sample in table for path in table.media_path(sample)}):
         raise LaryError(
             f"None of the {len(absent)} media files of {table.path} exist; the first are\n  {listed}\n"
             f"Check DATA_DIR; this split's files are expected under {table.root}."
         )
     log.warning(
         "%d media files of the first %d rows are missing; their rows will be skipped. The first are\n  %s",
-        len(absent), len(pending), listed,
+        len(absent), len(table), listed,
     )  # fmt: skip
 
 

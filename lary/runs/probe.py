@@ -229,7 +229,7 @@ def run_facts(task: Task, inputs: tuple[NamedDigest, ...], devices: Sequence[str
     dataset = {name: getattr(data, name) for name in ("name", "title", "revision", "stride")}
     dataset |= {"units": units, "split_set": config.splits or "", "tables": tables, "splits": sizes}
     dataset["unit"] = task.splits["seen"].table.unit
-    dataset["samples"] = {name: digest(*(each.id for each in split.table)) for name, split in splits.items()}
+    dataset["samples"] = {name: digest(*split.table.ids) for name, split in splits.items()}
     known = all(data.digests.get(name) == own for name, own in dataset["samples"].items())
     dataset["revision_source"] = "verified" if known else "declared"
     weights = {

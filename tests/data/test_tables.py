@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lary.data.spec import DATASETS, DatasetSpec
-from lary.data.tables import SampleTable, evaluate, line_of, matched, placed, read_csv, read_frame, read_table
+from lary.data.spec import DATASETS, DatasetSpec, evaluate
+from lary.data.tables import SampleTable, line_of, matched, placed, read_csv, read_frame, read_table
 from lary.files import write_text
 from lary.types import UsageError
 from tests.data.arm import PAIR
@@ -223,3 +223,29 @@ def test_patterns_are_those_of_python() -> None:
 def test_a_pipe_is_no_table(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.csv")
     refused(tmp_path, lambda: read_frame(tmp_path / "pipe.csv"), "it is no regular file")
+
+
+ODD_PAIRS = (
+    "images/ep_1/a.png,images/ep_1/b.png,actions/ep_1/a.npy",
+    "ep_1/a.png,./images//ep_1/b.png,actions/x",
+    "ep_1\\a.png,images/ep ö/b.png ,ep_1/actions/a.npy",
+    '"images/ep_1/a,b.png",x/images/b.png,images/a.npy',
+    "images,images/,actions/ ä.npy",
+)
+
+
+@pytest.mark.parametrize("depth", [None, 0, 1])
+def test_ids_from_columns_are_those_of_the_samples(tmp_path: Path, depth: int | None) -> None:
+    spec = replace(PAIR, media_depth=depth, target=DATASETS.get("calvin").target)
+    table = written(tmp_path, HEADER + "\n".join(ODD_PAIRS), spec)
+    assert table.ids == [sample.id for sample in table]
+    repaired = replace(table, spec=replace(spec, path_repair=("ep_", "episode_")))
+    assert repaired.ids == [sample.id for sample in repaired] != table.ids
+    assert table.take([3, 0]).ids == [table.ids[3], table.ids[0]]
+
+
+def test_ids_from_columns_of_published_tables_and_of_clips(tmp_path: Path) -> None:
+    tables = [published(*path.stem.split("_metadata_")) for path in TABLES.glob("*_metadata_*.csv")]
+    rows = 'a.mp4,open,"3,9"\nb/c.mp4,close,"007, 9"\n'
+    for table in (*tables, written(tmp_path, "video_path,action,sample_indices\n" + rows, CLIPS)):
+        assert table.ids == [sample.id for sample in table]

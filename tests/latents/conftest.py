@@ -62,7 +62,7 @@ def shards_in(folder: Path, **changes: Any) -> ShardStore:
 def source_of(store: ShardStore, table: SampleTable) -> ShardSource:
     """The rows that are there, in the table's order."""
     headers = {header.path.name: header for header in store.headers()}
-    names, held = list(headers), store.held(table)
+    names, held = list(headers), dict(pair for own in store.held(table) for pair in zip(*own, strict=True))
     places = [held[row].split("#") for row in sorted(held)]
     files = np.array([names.index(name) for name, _ in places])
     return ShardSource(list(headers.values()), files, np.array([int(at) for _, at in places]))

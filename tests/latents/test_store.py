@@ -1,5 +1,8 @@
 """What a store is: its identity, who may write into its folder, number formats, and pooling."""
 
+import os
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,9 @@ from hypothesis import given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
 
-from lary.data.tables import SampleTable
-from lary.files import write_json
+from lary.data.spec import DATASETS
+from lary.data.tables import SampleTable, read_table
+from lary.files import csv_text, write_json
 from lary.latents.ref import open_store
 from lary.latents.store import StoreIdentity, narrow, pooled_latents, pooled_tokens, read_manifest
 from lary.types import LaryError, Latents, MediaError, UsageError
@@ -93,3 +97,50 @@ def test_grid_cells_are_means_of_their_tokens(side: int, cells: int, steps: tupl
         for column, (left, right) in enumerate(edges):
             expected = grid[..., top:bottom, left:right, :].mean((-3, -2))
             torch.testing.assert_close(found[..., row, column, :], expected)
+
+
+ROWS = 50_000
+
+
+@pytest.fixture(scope="module")
+def long_table(tmp_path_factory: pytest.TempPathFactory) -> SampleTable:
+    root = tmp_path_factory.mktemp("long")
+    cells = (f"images/ep_{row}/a.png,images/ep_{row}/b.png,actions/ep_{row}/a.npy\n" for row in range(ROWS))
+    (root / "table.csv").write_text("src_img,tgt_img,action\n" + "".join(cells))
+    return read_table(DATASETS.get("calvin"), "val", path=root / "table.csv", data_dir=root)
+
+
+def test_a_restart_opens_the_files_that_exist_and_no_others(
+    tmp_path: Path, long_table: SampleTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two million rows once took 3.8 GB and two minutes: a future, its locks and an open for every row."""
+    store = open_store(tmp_path, IDENTITY, {}, overwrite=False)
+    rows = [0, 3, ROWS - 1]
+    with store.writer(0) as write:
+        for row in rows:
+            write(row, long_table.take([row])[0].id, draw(1)[0], None)
+        write(7, "of another sample", draw(1)[0], None)
+    opened: list[str] = []
+    opening = os.open
+    monkeypatch.setattr(os, "open", lambda path, *more: opened.append(str(path)) or opening(path, *more))
+    tracemalloc.start()
+    missing = store.missing(long_table)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert missing == sorted(set(range(ROWS)) - set(rows))
+    assert len(opened) == 4
+    assert all(name.endswith(".npz") for name in opened)
+    assert peak < 120 * ROWS, "the list of rows, and a little"
+
+
+def test_tables_are_quoted_as_the_csv_module_does(tmp_path: Path, table: SampleTable) -> None:
+    store = shards_in(tmp_path / "store")
+    fill(store, table, draw(9), range(9))
+    cells = ['say "x"', "a,b", "two\nlines", "", " ", "ä", "plain", "'", '"']
+    noted = replace(table, frame=table.frame.assign(note=cells))
+    store.write_table(noted, tmp_path / "out.csv", tmp_path, {2})
+    columns = [*noted.frame.columns, "la_path"]
+    entries = store.entries(noted, tmp_path, {2})
+    rows = [[*cells, entry] for cells, entry in zip(noted.frame.to_numpy().tolist(), entries, strict=True)]
+    assert entries[1:3] == ["store/shard_00000.safetensors#1", ""]
+    assert (tmp_path / "out.csv").read_bytes().decode() == csv_text([columns, *rows])
