@@ -298,10 +298,7 @@ def check_cells(spec: DatasetSpec, path: Path, columns: Mapping[str, pandas.Seri
 
 
 def ids_of(spec: DatasetSpec, frame: pandas.DataFrame) -> list[str]:
-    """The `Sample.id` of every row of a frame.
-
-    Columns at once are 40 times as fast as rows.
-    """
+    """The `Sample.id` of every row, 40 times as fast as one by one."""
     import pyarrow as pa
     from pyarrow import compute
 
@@ -313,12 +310,11 @@ def ids_of(spec: DatasetSpec, frame: pandas.DataFrame) -> list[str]:
         cells = pa.chunked_array(pa.array(frame[name])).combine_chunks()
         if not is_class(spec, name):
             pattern = usual_pattern(spec, name)
-            odd = compute.match_substring_regex(cells, pattern)
-            odd = compute.invert(odd)
+            usual = compute.match_substring_regex(cells, pattern)
+            odd = compute.invert(usual)
             rest = cells.filter(odd).to_pylist()
             rest = [usual_cell(spec, cell, name) for cell in rest]
-            rest = pa.array(rest, cells.type)
-            cells = compute.replace_with_mask(cells, odd, rest)
+            cells = compute.replace_with_mask(cells, odd, pa.array(rest, cells.type))
         size = compute.binary_length(cells).cast(cells.type)
         join = compute.binary_join_element_wise
         parts.append(join(size, cells, ":"))
