@@ -12,33 +12,7 @@ from tests.lerobot_files import FRONT, WRIST, write_lerobot
 from tests.tree import make_calvin
 
 pytestmark = pytest.mark.usefixtures("no_figures")
-LAM = """
-import torch
-from lary import Latents, ModelSpec, Preprocess, Weights, register_model
-
-RECORD = ModelSpec(name="vq-lam", paradigm="general LAM", dim=8, preprocess=Preprocess(size=32),
-                   weights=Weights(variable="VQ_LAM_PATH"), options={"latent": "continuous"})
-
-@register_model(RECORD)
-class VqLam:
-    def __init__(self, spec, context):
-        state = torch.load(context.weights, weights_only=True)
-        self.project, self.codebook, self.latent = state["project"], state["codebook"], spec.options["latent"]
-
-    def encode(self, clips):  # a latent action for every pair of neighbouring frames
-        change = torch.nn.functional.adaptive_avg_pool2d((clips[:, 1:] - clips[:, :-1]).flatten(0, 1), 4).flatten(1)
-        latents = (change @ self.project).unflatten(0, (len(clips), -1))[:, :, None]  # (B, T - 1, 1, 8)
-        codes = torch.cdist(latents.flatten(0, 2), self.codebook).argmin(dim=1).view(latents.shape[:3])
-        return Latents(self.codebook[codes] if self.latent == "quantized" else latents, codes)
-"""
-SWEEP = """
-plugins: [vq_lam.py]
-options: {dataset: calvin, probe_preset: demo, model_type: mlp, epochs: 2, workers: 1}
-runs:
-  - {model: vq-lam}
-  - {model: vq-lam, latent: quantized}
-  - {model: frame-difference}
-"""
+PAGE = (Path(__file__).parents[1] / "docs" / "stories.md").read_text()
 
 
 def test_recordings_of_a_student_become_a_number(tmp_path: Path) -> None:
@@ -67,15 +41,17 @@ def test_codes_of_an_author_end_in_a_table(tmp_path: Path, monkeypatch: pytest.M
         name: torch.randn(shape, generator=draw) for name, shape in (("project", (48, 8)), ("codebook", (16, 8)))
     }
     torch.save(weights, tmp_path / "vq.pt")
-    (tmp_path / "vq_lam.py").write_text(LAM)
-    (tmp_path / "lary.yaml").write_text("PLUGIN: vq_lam.py\nVQ_LAM_PATH: vq.pt\n")
+    (tmp_path / "vq_lam.py").write_text(PAGE.split("```python\n")[1].split("```")[0])
+    for setting in (("PLUGIN", "vq_lam.py"), ("VQ_LAM_PATH", "vq.pt")):
+        printed("config", "set", *setting)
     printed("check-model", "vq-lam", has=["pair: codes", "everything as it should be"])
-    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    sweep = PAGE.split("```yaml\n")[1].split("```")[0].replace("simarm", "calvin")
+    (tmp_path / "sweep.yaml").write_text(sweep.replace("workers", "model_type: mlp, epochs: 2, workers"))
     assert "lacks" not in printed("sweep", "sweep.yaml", "--dry-run", root=tmp_path)
-    printed("sweep", "sweep.yaml", root=tmp_path, has=["3 runs: 3 done now"])
+    printed("sweep", "sweep.yaml", root=tmp_path, has=["4 runs: 4 done now"])
     latex = printed("table", tmp_path / "logs", "--format", "latex")
     rows = re.findall(r"^    (.+?) & (.+?) \[", latex, re.MULTILINE)
-    assert {name for name, _ in rows} == {"vq-lam", "vq-lam (latent quantized)", "frame-difference"}
+    assert {name for name, _ in rows} == {"vq-lam", "vq-lam (latent quantized)", "frame-difference", "random-vit"}
     assert latex.count(r"\textbf{") == 1
     codes = printed("diagnose", "--model", "vq-lam", "--dataset", "calvin", "--split", "val", root=tmp_path)
     assert "perplexity" in codes

@@ -236,7 +236,8 @@ def load_model(
         protocol: ``corrected``, or
             ``paper`` as the published code.
         latent: kind of latent of the models that have several.
-        layer, size: of the models that have a choice of them.
+        layer: of the models that have a choice of it.
+        size: likewise.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         precision: ``fp32``, or the type of autocast.
         seed: of random weights.
