@@ -30,8 +30,8 @@ from lary.arrays import Array, Floats, Ints
 from lary.configs import LatentDtype
 from lary.files import (
     atomic_write,
-    csv_text,
     digest,
+    file_digest,
     inside,
     media_facts,
     parsed,
@@ -171,29 +171,18 @@ class LatentStore:
             found[row] = ""
         return found
 
-    def write_table(self, table: SampleTable, path: Path, root: Path, failed: Collection[int]) -> None:
-        """Write a table with the column ``la_path``. Raises LaryError."""
-        import pyarrow as pa
-        from pyarrow import compute
-
-        join = compute.binary_join_element_wise
-        entries = self.entries(table, root, failed)
-        frame = table.frame.assign(la_path=entries)
-        whole = pa.Table.from_pandas(frame, preserve_index=False)
+    def write_table(
+        self, table: SampleTable, path: Path, root: Path, failed: Collection[int], *, new: bool = True
+    ) -> None:
+        """Write a table with the column ``la_path``, if it is `new` or not as it was written. Raises LaryError."""
+        found, about = read_manifest(self.folder), [table.digest, len(table)]
+        if not new and path.is_file() and found.get("written") == [*about, file_digest(path)]:
+            return
+        frame = table.frame.assign(la_path=self.entries(table, root, failed))
         with atomic_write(path) as stream:
-            stream.write(csv_text([frame.columns]).encode())
-            # pandas takes three times as long, and all at once.
-            for batch in whole.to_batches():
-                parts = []
-                for each in batch.columns:
-                    cells = each.cast(pa.string())
-                    inner = compute.replace_substring(cells, '"', '""')
-                    odd = compute.match_substring_regex(cells, '[",\r\n]')
-                    quoted = join('"', inner, '"', "")
-                    parts.append(compute.if_else(odd, quoted, cells))
-                lines = join(join(*parts, ","), "", "\n")
-                data = lines.cast(pa.binary()).to_pylist()
-                stream.write(b"".join(data))
+            frame.to_csv(stream, index=False, lineterminator="\n")
+        written = [*about, file_digest(path)]
+        write_json(self.folder / MANIFEST, found | {"written": written})
 
     def note_media(self, unit: int, root: Path, media: Mapping[str, str]) -> None:
         """Record the files that rows of a unit come from, before these are written. Raises OSError."""

@@ -117,7 +117,8 @@ def extract(config: ExtractConfig, settings: Settings, held: Held | None = None)
         left = len(missing) - done - len(failures)
         if left or stopped:
             raise unfinished(run, left)
-        store.write_table(table, target, run.ref.latent_root(settings), [each.row or 0 for each in failures])
+        lost = [each.row or 0 for each in failures]
+        store.write_table(table, target, run.ref.latent_root(settings), lost, new=bool(missing))
     return ExtractReport(target, len(table), before, done, tuple(failures), time.monotonic() - started)
 
 

@@ -144,3 +144,9 @@ def test_tables_are_quoted_as_the_csv_module_does(tmp_path: Path, table: SampleT
     rows = [[*cells, entry] for cells, entry in zip(noted.frame.to_numpy().tolist(), entries, strict=True)]
     assert entries[1:3] == ["store/shard_00000.safetensors#1", ""]
     assert (tmp_path / "out.csv").read_bytes().decode() == csv_text([columns, *rows])
+    written = (tmp_path / "out.csv").stat()
+    store.write_table(noted, tmp_path / "out.csv", tmp_path, {2}, new=False)
+    assert (tmp_path / "out.csv").stat() == written, "it is as it was written"
+    (tmp_path / "out.csv").write_text("of a user")
+    store.write_table(noted, tmp_path / "out.csv", tmp_path, {2}, new=False)
+    assert (tmp_path / "out.csv").read_bytes().decode() == csv_text([columns, *rows])
