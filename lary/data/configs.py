@@ -14,7 +14,7 @@ class SimulationOptions(Options):
     seed: int = 0
     pairs: int = 800
     clips: int = 400
-    size: int = 200
+    size: int = 128
 
 
 class SimulateConfig(SimulationOptions):

@@ -117,7 +117,7 @@ class OpticalFlow(_Weightless):
 
 @register_model(builtin("random-vit"))
 class RandomViT(NetworkEncoder):
-    """A transformer that was never trained: P = T, N = 64, D = 192.
+    """A transformer that was never trained: P = T, N = 64, D = 96.
 
     Weights are drawn from ``context.seed`` on the CPU, the same
     for every device. Matrices keep the scale of what passes them.
@@ -151,6 +151,6 @@ class RandomViT(NetworkEncoder):
         self._blocks = blocks.eval().to(context.device)
 
     def run(self, clips: Tensor) -> Tensor:
-        """Clips (B, T, 3, 224, 224) to tokens (B, T, 64, 192)."""
+        """Clips (B, T, 3, 128, 128) to tokens (B, T, 64, 96)."""
         patches = self._embed(clips.flatten(0, 1)).flatten(2).transpose(1, 2)
         return self._blocks(patches + self._place).unflatten(0, clips.shape[:2])

@@ -236,10 +236,10 @@ class VJepaEncoder(NetworkEncoder):
 
 @register_model(builtin("efficientnet-lite0"))
 class EfficientNetEncoder(NetworkEncoder):
-    """Features of stride 16 of frames, pooled to a grid: P = T, N = 64, D = 112.
+    """Features of stride 16 of frames: P = T, N = 64, D = 112.
 
     They are the output of the last block before the map goes from
-    14 x 14 to 7 x 7 cells; blocks behind it have no part in them.
+    8 x 8 to 4 x 4 cells; blocks behind it have no part in them.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
@@ -259,20 +259,18 @@ class EfficientNetEncoder(NetworkEncoder):
         # With channels last, a CPU takes less than half the time.
         self._network = network.to(memory_format=torch.channels_last)
         super().__init__(spec, context, found.identity)
-        self._blocks, self._grid = options["blocks"], options["grid"]
+        self._blocks = options["blocks"]
 
     def encode(self, clips: Tensor) -> Latents:
-        """Clips (B, T, 3, 224, 224) to tokens (B, T, 64, 112). Raises LaryError."""
+        """Clips (B, T, 3, 128, 128) to tokens (B, T, 64, 112). Raises LaryError."""
         check_frames(self._spec, clips, side=self._spec.preprocess.size)
         # Maps of one frame stay in a CPU's cache, a clip's don't.
         return Latents(self.run_alone(clips.flatten(0, 1)).unflatten(0, clips.shape[:2]))
 
     def run(self, images: Tensor) -> Tensor:
-        """Images (B, 3, 224, 224) to tokens (B, 64, 112)."""
-        import torch
-
+        """Images (B, 3, 128, 128) to tokens (B, 64, 112)."""
         network = self._network
         features = network._swish(network._bn0(network._conv_stem(images)))
         for block in network._blocks[: self._blocks]:
             features = block(features)
-        return torch.nn.functional.adaptive_avg_pool2d(features, self._grid).flatten(2).transpose(1, 2)
+        return features.flatten(2).transpose(1, 2)

@@ -170,7 +170,7 @@ PRESETS.add(
     )
 )
 
-DEMO = (2e-2, 0.01), (1e-2, 0.1), (7e-3, 0.4), (5e-3, 0.01), (2e-3, 0.01)
+DEMO = (2e-2, 0.01), (7e-3, 0.4)
 BRIEF: Any = {"epochs": 20, "batch_size": 32, "lr": 1e-3, "weight_decay": 1e-2}
 
 PRESETS.add(

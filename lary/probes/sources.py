@@ -21,7 +21,7 @@ Tokens = npt.NDArray[np.floating]
 MEMORY_SHARE = 0.125  # of all memory that the latents of a split may stay in
 CHUNK = 256  # rows read at once where a split is read in order
 AHEAD = 2  # batches that are read ahead
-SCALED_BY = 2048  # most rows for the statistics of channels
+SCALED_BY = 256  # most rows for the statistics of channels
 
 FLOAT = 4  # bytes of a float32
 COPIES = 4  # of the weights: themselves, gradients, and two moments of AdamW
@@ -118,7 +118,7 @@ def in_chunks(source: LatentSource, rows: Ints) -> Iterator[Tokens]:
 
 
 def channel_statistics(source: LatentSource, rows: Ints) -> tuple[Floats, Floats]:
-    """Mean and standard deviation (D,) by channel, over up to 2,048 of `rows`.
+    """Mean and standard deviation (D,) by channel, over up to 256 of `rows`.
 
     A channel that never changes gets the standard deviation 1.
     """

@@ -37,7 +37,7 @@ PAIR_SPLITS = ("train", "val", "unseen")
 PAIRS, CLIPS = "simarm_metadata_", "simarm_actions_metadata_"
 """Beginnings of the names of the tables; the split follows."""
 TABLES = (*(PAIRS + split for split in PAIR_SPLITS), f"{CLIPS}train", f"{CLIPS}val")
-FRAMES_PER_SECOND = 10
+FRAMES_PER_SECOND = 7
 FARTHEST_MISS = 0.003
 """Metres that the tool may miss its path by; beyond, the situation is drawn anew."""
 ATTEMPTS = 40
@@ -188,7 +188,7 @@ def _clip(seed: int, number: int) -> Recording:
         robot=ROBOTS[(turn + verb // 2) % 2],
         verb=VERBS[verb],
         room="ABCD"[rng.integers(4)],
-        frames=int(rng.integers(18, 23)),
+        frames=int(rng.integers(12, 16)),
     )
 
 

@@ -21,7 +21,7 @@ from lary.types import JsonDict, LaryError, UsageError
 from lary.workers import end_with_starter
 
 FEWEST = 10
-GENERATOR = "1"
+GENERATOR = "2"
 """Version of what is drawn, to be raised when the same seed gives other bytes."""
 RECORD = "simulation.json"
 UNFINISHED = ".simulation-unfinished.json"

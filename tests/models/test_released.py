@@ -107,15 +107,13 @@ def test_efficientnet_gives_the_map_of_its_package_in_cells() -> None:
     network = library.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=file).eval()
     maps: list[torch.Tensor] = []
     network._blocks[10].register_forward_hook(lambda block, inputs, output: maps.append(output))
-    clips = torch.randn(1, 2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    clips = torch.randn(1, 2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     found = locate_weights(EFFICIENTNET, {})
     encoder = build(EFFICIENTNET, ModelContext("cpu", "corrected", found))
     with torch.no_grad():
         network(clips[0])
         tokens = encoder.encode(clips).tokens[0]
-    for token, rows, columns in ((0, (0, 2), (0, 2)), (7, (0, 2), (12, 14)), (34, (7, 9), (3, 6))):
-        expected = maps[0][..., slice(*rows), slice(*columns)].mean(dim=(2, 3))
-        torch.testing.assert_close(tokens[:, token], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(tokens, maps[0].flatten(2).transpose(1, 2), rtol=1e-4, atol=1e-4)
     assert encoder.identity.digest == "2d2e89ad49b087c3"
     drawn = build(EFFICIENTNET, ModelContext("cpu", "corrected", RANDOM))
     assert drawn.identity.random
