@@ -116,7 +116,7 @@ def test_modules_of_a_plug_in_are_compiled_and_a_machine_that_cannot_is_named(mo
 
     compile_by(no_compiler, monkeypatch)
     with pytest.raises(LaryError, match=r"--compile: .*No working C\+\+ compiler found\)\. Leave the option out, or"):
-        drawn("random-vit", compiled=True).encode(torch.zeros(1, 2, 3, 224, 224))
+        drawn("random-vit", compiled=True).encode(torch.zeros(1, 2, 3, 128, 128))
     compiled: list[torch.nn.Module] = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
     net: Any = torch.nn.Linear(2, 2)
