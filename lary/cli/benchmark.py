@@ -5,12 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cyclopts import App
+
 from lary import configs
 from lary.configs import Paths, add_help
 from lary.data.configs import DemoConfig, SimulateConfig
+from lary.lam.configs import TrainLamConfig
 
 if TYPE_CHECKING:
     from lary.runs.probe import ProbeRun
+
+train_app = App(name="train", help="Train latent action models.", help_format="plaintext")
 
 
 def demo(config: DemoConfig = DemoConfig()) -> int:
@@ -72,6 +77,13 @@ def sweep(file: Path, *, config: configs.SweepConfig = configs.SweepConfig(), pa
 def controls(config: configs.ControlsConfig, paths: Paths = Paths()) -> None:
     """Run a model with its controls and state its margin over each."""
     print(paths.call("lary.runs.controls:run_controls", config).text())
+
+
+@train_app.command
+def lam(config: TrainLamConfig, paths: Paths = Paths()) -> None:
+    """Train a latent action model on pairs of frames; the same command resumes it."""
+    record = paths.call("lary.lam:train_lam", config)
+    print(f"{record['steps']} steps, {record['verdict']['text']}", f"Written to {config.out}", sep="\n")
 
 
 add_help(globals())

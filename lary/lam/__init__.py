@@ -1,1 +1,90 @@
-"""Training of latent action models: networks, rules of the codebook, loop and monitor."""
+"""Training of latent action models: the command, networks, codebooks, loop and data."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lary.types import JsonDict, UsageError
+
+if TYPE_CHECKING:
+    from lary.lam.configs import TrainLamConfig
+    from lary.probes.team import Team
+    from lary.settings import Settings
+
+
+def train_lam(config: TrainLamConfig, settings: Settings) -> JsonDict:
+    """Train a latent action model, or resume; returns the content of ``training.json``.
+
+    Raises UsageError for contradicting options or another training in the folder, LaryError for
+    one that diverged or, where that is asked for, collapsed.
+    """
+    from lary.files import read_json, remove_torn
+    from lary.lam import training
+    from lary.locks import locked
+    from lary.probes.team import Team, launch
+    from lary.registry import loaded_plugins
+    from lary.runtime import pick_devices
+
+    config.check_counts("steps", "batch_size", "accumulate", "monitor_pairs", "validate_every", "workers")
+    if config.lr is not None and not 0 < config.lr < math.inf:
+        raise UsageError(f"--lr {config.lr}: must be above 0.")
+    devices = pick_devices(config.gpus, config.device, every=True)
+    with locked(config.out):
+        remove_torn(config.out, below=True)
+        if config.overwrite:
+            shutil.rmtree(config.out / training.WORK, ignore_errors=True)
+        if len(devices) > 1:
+            launch(train_member, (config, settings, loaded_plugins()), devices)
+        else:
+            train_member(config, settings, (), Team(), devices[0])
+    record: JsonDict = read_json(config.out / training.RECORD, "record of the training")
+    return record
+
+
+def train_member(
+    config: TrainLamConfig,
+    settings: Settings,
+    plugins: tuple[Path, ...],
+    team: Team,
+    device: str,
+) -> None:
+    """Work of each process of a training."""
+    from lary.lam.data import open_mixture
+    from lary.lam.network import open_backbone
+    from lary.lam.training import LamTraining
+    from lary.probes.training import Session, tracking
+    from lary.registry import load_plugin
+    from lary.runtime import progress
+
+    for plugin in plugins:
+        load_plugin(plugin)
+    backbone = open_backbone(config, settings, device)
+    pairs = open_mixture(
+        config.dataset,
+        settings,
+        config.seed,
+        backbone.preprocess.size,
+        weights=config.weight,
+        distances=config.distance,
+        workers=config.workers,
+    )
+    title, tracker = f"training on {backbone.spec.name}", config.tracker if team.leads else "none"
+    with (
+        progress(config.steps, title, "step") if team.leads else nullcontext() as bar,
+        tracking(tracker, config.out, config.out.name, asdict(config)) as tracked,
+    ):
+        session = Session(
+            protocol=config.recipe,
+            seed=config.seed,
+            device=device,
+            folder=config.out,
+            progress=bar,
+            tracker=tracked,
+            team=team,
+        )
+        LamTraining(config, backbone, pairs, session).run()

@@ -1,39 +1,48 @@
-"""Networks in training: a latent action model with its decoder, UniVLA's quantizer."""
+"""Networks in training: a latent action model with its decoder, its backbone, UniVLA's quantizer."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lary.lam.configs import TrainLamConfig
+from lary.models.lapa import load_features
+from lary.models.running import build
+from lary.models.spec import (
+    MODELS,
+    ModelContext,
+    ModelSpec,
+    Preprocess,
+    builtin,
+    locate_weights,
+)
+from lary.models.tensors import Layout, read_tensors
+from lary.models.weights import Checkpoint, random_weights
 from lary.nets import CODE_STACKS, code_rows
 from lary.nets.lam import LaqTransformer, LatentActionModel
 from lary.nets.spacetime import nearest_rows
-from lary.types import UsageError
+from lary.runtime import memory_bytes
+from lary.settings import Settings
+from lary.types import RANDOM, JsonDict, LaryError, UsageError, WeightsIdentity
 
+BETAS = (0.9, 0.99)
 LEARNED = 2
 """Learned keys of each cross attention, and as many values."""
 SILENT = "spatial_rel_pos_bias.net.2.bias"
-"""A parameter whose gradient is rounding alone.
-
-It is a constant under a softmax. Adam turns rounding
-into full steps, so the corrected recipe freezes it.
-"""
+"""A constant under a softmax: its gradient is rounding, which Adam turns into full steps."""
 
 
 @dataclass(frozen=True)
 class Forward:
-    """What a forward pass computes for a batch.
+    """Latent (B, N, Q), codes (B, N) and tokens (B, N, D).
 
-    Attributes:
-        latent: continuous, (B, N, Q).
-        codes: of the nearest rows, int64 (B, N).
-        tokens: the decoder's context, (B, N, D).
-        reconstruction: as `target`, of the second frame.
-        target: pixels (B, 3, H', W') in [0, 1], or
-            features of the backbone (B, H, W, D).
+    `reconstruction` and `target` are second frames
+    (B, 3, H', W') in [0, 1], or features (B, H, W, D).
     """
 
     latent: Tensor
@@ -44,23 +53,16 @@ class Forward:
 
     @property
     def loss(self) -> Tensor:
-        """The mean squared error over all elements."""
+        """The mean squared error over all elements, as published."""
         return F.mse_loss(self.reconstruction.float(), self.target.float())
-
-    @property
-    def losses(self) -> Tensor:
-        """The mean squared error of each pair, (B,)."""
-        error = self.reconstruction.float() - self.target.float()
-        return error.square().flatten(1).mean(dim=1)
 
 
 class TrainableModel(LatentActionModel):
     """A latent action model with its decoder, by the published names.
 
-    Keyword arguments are those of `LatentActionModel`. With
-    ``pixel_output`` the decoder predicts pixels, else
-    features. Initial values are the library's; scales
-    are 1, codebook and learned keys standard-normal.
+    Keyword arguments are those of `LatentActionModel`; with
+    ``pixel_output`` the decoder predicts pixels, else features.
+    Initial values are the library's.
     """
 
     def __init__(self, **sizes: Any) -> None:
@@ -70,65 +72,192 @@ class TrainableModel(LatentActionModel):
         self.dec_spatial_transformer = LaqTransformer(dim, *shape, LEARNED)
         self.patch = patch if sizes.get("pixel_output") else 0
         if self.patch:
-            linear = nn.Linear(dim, 3 * patch**2)
-            self.to_pixels_first_frame = nn.Sequential(linear)
+            self.to_pixels_first_frame = nn.Sequential(nn.Linear(dim, 3 * patch**2))
 
     def decode(self, first: Tensor, tokens: Tensor) -> Tensor:
-        """Predict the second frame from the first one and the action.
+        """Predict second frames from embedded first ones and tokens.
 
-        Args:
-            first: embedded first frames (B, H, W, D),
-                which get no gradient, as published.
-            tokens: of the action, (B, N, D).
-
-        Returns what `Forward.reconstruction` describes.
+        They are (B, H, W, D) and (B, N, D). As published, first
+        frames get no gradient.
         """
         batch, rows, columns, _ = first.shape
         bias, grid = self.spatial_rel_pos_bias(rows), (batch, 1, rows, columns)
-        x = first.detach().flatten(1, 2)
-        x = self.dec_spatial_transformer(x, grid, bias, tokens)
+        x = self.dec_spatial_transformer(first.detach().flatten(1, 2), grid, bias, tokens)
         if not self.patch:
             return torch.unflatten(x, 1, (rows, columns))
         planes: Tensor = self.to_pixels_first_frame(x)
-        planes = planes.unflatten(1, (rows, columns))
-        pixels: Tensor = F.pixel_shuffle(planes.movedim(-1, 1), self.patch)
-        return pixels
+        planes = planes.unflatten(1, (rows, columns)).movedim(-1, 1)
+        return F.pixel_shuffle(planes, self.patch)
 
     def embed_pairs(self, pairs: Tensor) -> Tensor:
         """Pairs (B, 2, 3, H', W') to tokens (B, 2, H, W, D)."""
-        tokens: Tensor = self.embed(pairs.flatten(0, 1))
-        return torch.unflatten(tokens, 0, pairs.shape[:2])
+        return torch.unflatten(self.embed(pairs.flatten(0, 1)), 0, pairs.shape[:2])
 
-    def forward(self, embedded: Tensor, noise: Tensor, pixels: Tensor | None = None) -> Forward:
+    def forward(
+        self,
+        embedded: Tensor,
+        pixels: Tensor | None,
+        noise: Tensor,
+        latent: Tensor | None = None,
+    ) -> Forward:
         """Encode, quantize and decode embedded pairs.
 
         Args:
             embedded: (B, 2, H, W, D).
+            pixels: second frames (B, 3, H', W') in [0, 1], which models of pixels need.
             noise: standard-normal, (B, N, Q).
-            pixels: second frames (B, 3, H', W') in
-                [0, 1], which only models of pixels need.
+            latent: (B, N, Q), if it is known already.
         """
-        latent = self.latent(embedded).float()
+        if latent is None:
+            latent = self.latent(embedded).float()
         # The nearest code is no matter of bfloat16.
-        with torch.autocast(latent.device.type, enabled=False):
+        with torch.autocast("cuda" if latent.is_cuda else "cpu", enabled=False):
             codes = self.vq.codes(latent.detach())
             rows = self.vq.with_noise(latent, codes, noise)
         tokens = self.vq.tokens(rows)
-        target = embedded[:, 1].detach()
-        if self.patch:
-            assert pixels is not None
-            target = pixels
-        found = self.decode(embedded[:, 0], tokens)
-        return Forward(latent, codes, tokens, found, target)
+        target = embedded[:, 1].detach() if pixels is None else pixels
+        return Forward(latent, codes, tokens, self.decode(embedded[:, 0], tokens), target)
+
+
+@dataclass(frozen=True)
+class FrozenBackbone:
+    """The frozen encoder of frames, and the network's sizes.
+
+    Attributes:
+        spec: its record.
+        sizes: arguments of `LatentActionModel`.
+        preprocess: what it is given.
+        identity: names its weights.
+        encode: prepared pairs (B, 2, 3, H', W') to features
+            (B, 2, H, W, D); None where the network itself
+            embeds pixels.
+        module: what `encode` runs.
+    """
+
+    spec: ModelSpec
+    sizes: JsonDict
+    preprocess: Preprocess
+    identity: WeightsIdentity
+    encode: Callable[[Tensor], Tensor] | None = None
+    module: Any = None
+
+
+def open_backbone(config: TrainLamConfig, settings: Settings, device: str) -> FrozenBackbone:
+    """The backbone that options name.
+
+    It is of the LAQ family, or any model whose tokens of a frame
+    are a square of cells. Raises LaryError, UsageError for other
+    models, or sizes that can't be.
+    """
+    spec, asked, values = MODELS.get(config.backbone), config.weights, settings.values()
+    family = "features" in spec.options
+    side = config.image_size or spec.preprocess.size
+    preprocess = replace(
+        spec.preprocess,
+        size=side,
+        short_side=None,
+        resize="pil_bilinear",
+        reader="pil",
+    )
+    base = (spec if family else builtin("dinov3")).options["network"]
+    given = {
+        "codebook_size": config.codebook_size,
+        "code_seq_len": config.code_length,
+        "quant_dim": config.quant_dim,
+        "spatial_depth": config.depth,
+        "temporal_depth": config.depth,
+        "heads": config.heads,
+        "dim_head": config.dim_head,
+        "image_size": side,
+        "dim": config.dim,
+        "patch_size": config.patch_size,
+    }
+    sizes = base | {name: value for name, value in given.items() if value is not None}
+    pixels = sizes.get("patch_input")
+    for name in ("weights",) if pixels else ("dim", "patch_size"):
+        if (value := getattr(config, name)) is not None:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: '{spec.name}' takes none; leave it out.")
+    if pixels:
+        check_length(sizes, spec.name)
+        return FrozenBackbone(spec, sizes, preprocess, WeightsIdentity())
+    if family:
+        found = Checkpoint((Path(spec.name),), None, WeightsIdentity())
+        if asked == RANDOM:
+            found = random_weights(0)
+        if asked not in (None, RANDOM) and spec.backbone and spec.backbone.variable:
+            values = {**values, spec.backbone.variable: str(asked)}
+        grid = int(side / sizes["patch_size"])
+        module, own = load_features(spec, spec.options["features"], found, {}, values, grid)
+        module.to(device).eval().requires_grad_(False)
+        identity = found.identity if found.seed is not None else WeightsIdentity(own)
+
+        def encode(pairs: Tensor) -> Tensor:
+            return torch.unflatten(module(pairs.flatten(0, 1)), 0, pairs.shape[:2])
+    else:
+        place = locate_weights(spec, values, asked)
+        encoder = build(spec, ModelContext(device, "corrected", place, settings=values))
+        module, identity = encoder.module.requires_grad_(False), encoder.identity
+
+        def encode(pairs: Tensor) -> Tensor:
+            tokens = encoder.encode(pairs).tokens  # (B, 2, N, D)
+            return torch.unflatten(tokens, 2, (round(tokens.shape[2] ** 0.5), -1))
+
+    try:
+        if preprocess.frames is not None or preprocess.dtype == "uint8":
+            raise LaryError("it takes whole clips")
+        with torch.no_grad():
+            shape = encode(torch.zeros(1, 2, 3, side, side, device=device)).shape
+        if len(shape) != 5 or shape[1] != 2 or shape[2] != shape[3] or shape[2] < 2:
+            raise LaryError(f"its features of a pair have shape {tuple(shape)}, not a square per frame")
+    except (LaryError, RuntimeError, ValueError, IndexError) as error:
+        raise UsageError(
+            f"--backbone {spec.name}: nothing can be trained on it at {side} x {side} pixels, since "
+            f"{str(error).rstrip('.')}. Choose one that encodes single frames into a square of cells."
+        ) from error
+    if not family:  # cells may not be a whole number of pixels: only the grid counts
+        sizes |= {"dim": shape[-1], "image_size": shape[2], "patch_size": 1}
+        lengths = lengths_of(shape[2])
+        if config.code_length is None and lengths:
+            sizes["code_seq_len"] = min(lengths, key=lambda each: abs(each - 16))
+    check_length(sizes, spec.name)
+    return FrozenBackbone(spec, sizes, preprocess, identity, encode, module)
+
+
+def backbone_tensors(backbone: FrozenBackbone) -> dict[str, Tensor]:
+    """The backbone's tensors by the names of the published flat checkpoints."""
+    features, module = backbone.spec.options["features"], backbone.module
+    if module is None:
+        return {}
+    own, prefix = module.state_dict(), features.get("prefix_on_disk", "")
+    if "library" in features:  # names on disk differ from those in memory
+        with tempfile.TemporaryDirectory() as folder:
+            module.backbone.save_pretrained(folder)
+            own = read_tensors(tuple(Path(folder).glob("*.safetensors")), Layout())
+            own = {key: value.clone() for key, value in own.items()}
+    return {features["prefix"] + key.removeprefix(prefix): own[key].cpu() for key in own}
+
+
+def lengths_of(grid: int) -> list[int]:
+    """Code lengths of which as many rows come out of a grid."""
+    return [length for length in CODE_STACKS if code_rows(length, grid) == length]
+
+
+def check_length(sizes: Mapping[str, Any], name: str) -> None:
+    """Refuse a code length that can't be decoded. Raises UsageError."""
+    length, grid = sizes["code_seq_len"], int(sizes["image_size"] / sizes["patch_size"])
+    if length in (good := lengths_of(grid)):
+        return
+    remedy = "another --image-size"
+    if good:
+        remedy = f"--code-length {', '.join(map(str, good))}"
+    raise UsageError(
+        f"Model '{name}': a code of length {length} can't be decoded on a grid of "
+        f"{grid} x {grid}, where {code_rows(length, grid)} rows come out: choose {remedy}."
+    )
 
 
 def build_network(sizes: Mapping[str, Any], seed: int, name: str) -> TrainableModel:
-    """A network of these sizes, its initial values drawn from the seed.
-
-    Raises UsageError, with the model's `name`, for sizes
-    that the network, or its decoder, can't have.
-    """
-    check_length(sizes, name)
+    """A network of these sizes, drawn from the seed. Raises UsageError."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -137,21 +266,71 @@ def build_network(sizes: Mapping[str, Any], seed: int, name: str) -> TrainableMo
             raise UsageError(f"Model '{name}' can't be built: {error}.") from error
 
 
-def check_length(sizes: Mapping[str, Any], name: str) -> None:
-    """Refuse a code length that the decoder can't read. Raises UsageError.
+def make_optimizer(network: nn.Module, rate: float, decay: float) -> torch.optim.Adam:
+    """Adam, or with weight decay AdamW, over all that is trained, as published.
 
-    The convolutions have to leave as many rows as it says.
+    Only tensors of at least two dimensions decay.
     """
-    length, grid = sizes["code_seq_len"], int(sizes["image_size"] / sizes["patch_size"])
-    rows = code_rows(length, grid)
-    if rows == length:
-        return
-    good = ", ".join(str(each) for each in CODE_STACKS if code_rows(each, grid) == each)
-    why = f"{rows} rows come out" if rows else "no convolutions are known for it"
-    raise UsageError(
-        f"Model '{name}': a code of length {length} can't be decoded on a grid of {grid} x {grid}, since {why}; "
-        f"choose --code-length {good or 'on another --image-size'}."
-    )
+    weights = [value for value in network.parameters() if value.requires_grad]
+    if not decay:
+        return torch.optim.Adam(weights, lr=rate, betas=BETAS, fused=True)
+    wide = [value for value in weights if value.ndim >= 2]
+    rest = [value for value in weights if value.ndim < 2]
+    groups = [{"params": wide, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=True)
+
+
+def average_weights(averages: Any, weights: Any, updates: Any) -> None:
+    """Move averages towards the weights, by the published decay."""
+    decay = min(1 - (1 + float(updates)) ** (-2 / 3), 0.9999)
+    torch._foreach_lerp_(averages, weights, 1 - decay)
+
+
+def check_fit(sizes: Mapping[str, Any], batch: int, copies: int, device: str) -> None:
+    """Refuse a training that memory can't hold. Raises UsageError.
+
+    That is `copies` of the weights, and what `batch` pairs keep
+    for the gradient, which is counted on the device ``meta``.
+    """
+    kept: dict[int, int] = {}
+
+    def count(value: Tensor) -> Tensor:
+        memory = value.untyped_storage()
+        kept[memory._cdata] = 0 if value.is_leaf else memory.nbytes()
+        return value
+
+    grid, side = int(sizes["image_size"] / sizes["patch_size"]), sizes["image_size"]
+    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(count, lambda value: value):
+        network = TrainableModel(**sizes)
+        embedded = torch.zeros(1, 2, grid, grid, sizes["dim"], requires_grad=True) + 0
+        pixels = torch.zeros(1, 3, side, side) if network.patch else None
+        noise = torch.zeros(1, sizes["code_seq_len"], sizes["quant_dim"])
+        loss = network(embedded, pixels, noise).loss
+    weights = 4 * copies * sum(value.numel() for value in network.parameters())
+    held = batch * sum(kept.values())
+    free = memory_bytes(free=True)
+    if device.startswith("cuda"):
+        free = torch.cuda.mem_get_info(device)[0]
+    if loss.requires_grad and weights + held > free:
+        raise UsageError(
+            f"The training needs about {weights / 1e9:.1f} GB for weights and moments, and {held / 1e9:.1f} GB for "
+            f"{batch} pairs at once; {device} has {free / 1e9:.1f} GB free: take a smaller --batch-size or network."
+        )
+
+
+class TrainingPairs(Protocol):
+    """Pairs (B, 2, 3, H, W) uint8, or features (B, 2, H, W, D).
+
+    They are functions of global sample numbers alone.
+    """
+
+    def batch(self, step: int, numbers: Sequence[int]) -> Tensor: ...
+
+    def ids(self, numbers: Sequence[int]) -> list[str]: ...
+
+    def heldout(self, count: int) -> Tensor: ...
+
+    def manifest(self) -> JsonDict: ...
 
 
 class StraightQuantizer(nn.Module):
@@ -159,8 +338,7 @@ class StraightQuantizer(nn.Module):
 
     Attributes:
         codebook: rows (K, Q), at first uniform in +-1 / K.
-        usage: per code, samples that had it since the last
-            `restart`, in evaluation too; not in checkpoints.
+        usage: per code, samples that had it since the last `restart`, in evaluation too.
     """
 
     usage: Tensor
@@ -174,11 +352,9 @@ class StraightQuantizer(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Quantize latents (B, N, Q).
 
-        Returns:
-            Rows through which the gradient passes straight, codes
-            (B, N), and the losses of codebook and commitment.
+        Returns rows, through which gradients pass straight, codes
+        (B, N), and the losses of codebook and commitment.
         """
-        # Only the loss of the codebook moves its rows.
         rows, codes = nearest_rows(x, self.codebook.weight.detach())
         chosen = self.codebook(codes)
         self.usage += F.one_hot(codes, len(self.usage)).amax(dim=1).sum(dim=0)
@@ -190,13 +366,11 @@ class StraightQuantizer(nn.Module):
 
     @torch.no_grad()
     def restart(self, permutation: Tensor) -> Tensor:
-        """Copy rows onto codes that no sample had; returns those codes.
+        """Copy row ``permutation[k]`` onto the k-th unused code.
 
-        As published, dead code number k gets the row
-        ``permutation[k]``, be it dead itself.
+        As published, it may be unused itself. Returns these codes.
         """
-        dead = (self.usage < 1).nonzero().flatten()
-        weight = self.codebook.weight
+        dead, weight = (self.usage < 1).nonzero().flatten(), self.codebook.weight
         weight[dead] = weight[permutation[: len(dead)]]
         self.usage.zero_()
         return dead

@@ -1,46 +1,395 @@
 """The training of latent action models.
 
-A finished training is a folder with
+A training is a folder with files that are whole at any time:
 
 ``model.safetensors``
-    the weights, by the keys of the published checkpoints but
-    without the backbone's; averaged ones where they are averaged;
+    the weights by their published keys, averaged ones if they
+    are averaged, without those of the backbone.
 ``training.json``
-    the record: ``schema`` (1), ``options`` (all fields of
-    `TrainLamConfig`), ``sizes`` (arguments of
-    `LatentActionModel`), ``backbone`` (``model``: the record's
-    name; ``weights``: path, hub id or ``random``; ``seed``;
-    ``digest``, ``revision``: of its weights), ``preprocess``
-    (fields of `Preprocess`: what the network was given),
-    ``weights_digest`` (of model.safetensors), ``manifest``
-    (as the source returns it), ``curves`` (``train``,
-    ``monitor`` and ``validation``: lists of rows with a
-    ``step``), ``verdict`` (``state`` and ``text``),
-    ``finished``, and ``versions``;
+    ``schema`` (1), ``options`` (of `TrainLamConfig`), ``sizes``
+    (of `LatentActionModel`), ``backbone`` (``model``, ``seed``,
+    and the fields of `WeightsIdentity`), ``preprocess``,
+    ``steps`` so far, ``finished``, ``weights_digest``,
+    ``manifest`` (of the pairs), ``curves`` (``train``,
+    ``monitor``, ``validation``: rows with a ``step``),
+    ``verdict`` (of the monitor's last row), ``waited`` (share
+    of the time spent on reading) and ``versions``.
 ``.work/state.pt``
-    what resumes it: networks, moments, counters, curves;
+    what resumes it.
 ``published.pt``
-    with ``--export published``, the flat form of the
-    published code with the backbone's weights.
+    with ``--export published``: the flat form of the published
+    code, backbone included.
 """
 
-import torch
-from torch import nn
+import json
+import math
+import time
+from dataclasses import asdict
+from typing import Any
 
-BETAS = (0.9, 0.99)
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from lary.files import digest, file_digest, write_bytes, write_json
+from lary.lam.codebook import (
+    CorrectedRule,
+    Monitor,
+    PublishedRule,
+    monitor_due,
+    seeded,
+    verdict,
+)
+from lary.lam.configs import TrainLamConfig
+from lary.lam.network import (
+    SILENT,
+    FrozenBackbone,
+    TrainableModel,
+    TrainingPairs,
+    average_weights,
+    backbone_tensors,
+    build_network,
+    check_fit,
+    make_optimizer,
+)
+from lary.models.preprocess import DeviceNormaliser
+from lary.probes.training import Session, save_checkpoint
+from lary.runtime import log, provenance
+from lary.types import JsonDict, LaryError, UsageError
+
 CLIP = 0.5
 """Largest norm of all gradients together, as published."""
+WEIGHTS, RECORD, PUBLISHED = "model.safetensors", "training.json", "published.pt"
+WORK, STATE = ".work", "state.pt"
+NAMED = 8  # samples in an error
+NOT_DECIDING = {
+    "out", "steps", "gpus", "device", "workers", "cache_features", "export", "tracker",
+    "checkpoint_minutes", "overwrite", "stop_on_collapse",
+}  # fmt: skip
+"""Options that may change when a training is resumed."""
 
 
-def make_optimizer(network: nn.Module, rate: float, decay: float) -> torch.optim.Adam:
-    """Adam, or with weight decay AdamW, over all that is trained, as published.
+class LamTraining:
+    """A training in progress.
 
-    Only tensors of at least two dimensions decay.
+    Noise and order are functions of seed, step and global sample
+    numbers; processes share every batch. ``paper`` has the rule
+    `PublishedRule`, ``corrected`` has `CorrectedRule`, a codebook
+    that starts on latents, and a frozen `SILENT`.
     """
-    weights = [value for value in network.parameters() if value.requires_grad]
-    if not decay:
-        return torch.optim.Adam(weights, lr=rate, betas=BETAS, fused=True)
-    wide = [value for value in weights if value.ndim >= 2]
-    rest = [value for value in weights if value.ndim < 2]
-    groups = [{"params": wide, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=True)
+
+    def __init__(
+        self,
+        config: TrainLamConfig,
+        backbone: FrozenBackbone,
+        pairs: TrainingPairs,
+        session: Session,
+    ) -> None:
+        self.config, self.backbone = config, backbone
+        self.pairs, self.session = pairs, session
+        self.team, self.device = session.team, session.device
+        self.corrected = config.recipe == "corrected"
+        self.rate = config.lr or backbone.spec.ablation.get("learning rate") or 1e-4
+        sizes, share = backbone.sizes, -(-config.batch_size // self.team.size)
+        self.rows = sizes["code_seq_len"], sizes["quant_dim"]
+        name, known = backbone.spec.name, backbone.spec.options
+        if config.export == "published" and "features" not in known:
+            raise UsageError(f"--export published: no published code has the backbone '{name}'.")
+        network = build_network(sizes, config.seed, name)
+        check_fit(sizes, share, 4 + config.averaging, self.device)
+        self.network: TrainableModel = network.to(self.device)
+        self.average: Any = None
+        if config.averaging:
+            self.average = AveragedModel(network, multi_avg_fn=average_weights)
+        if self.corrected:
+            network.get_parameter(SILENT).requires_grad_(False)
+        self.optimizer = make_optimizer(network, self.rate, config.weight_decay)
+        kind = CorrectedRule if self.corrected else PublishedRule
+        self.rule: Any = kind(sizes["codebook_size"], self.device, config.seed)
+        self.normalise = DeviceNormaliser(backbone.preprocess, self.device)
+        self.step = 0
+        self.curves: dict[str, list[JsonDict]] = {"train": [], "monitor": [], "validation": []}
+        self.since: list[float] = []  # losses since the last row of the curve
+        self.heldout, self.manifest = pairs.heldout(config.monitor_pairs), pairs.manifest()
+        self.monitor = Monitor(self.embed, self.heldout, share, config.seed)
+        self.began = self.saved = time.monotonic()
+        self.waited = 0.0
+        self.first: Tensor | None = None
+
+    @property
+    def result(self) -> TrainableModel:
+        """The network that is saved and monitored: the averaged one, if there is one."""
+        found: TrainableModel = self.network if self.average is None else self.average.module
+        return found
+
+    def read(self, first: int) -> Tensor:
+        """This process's pairs of the batch that begins with a sample."""
+        if self.first is not None:
+            found, self.first = self.first, None
+            return found
+        began = time.monotonic()
+        numbers = range(first, first + self.config.batch_size)
+        found = self.pairs.batch(self.step, numbers[self.team.share])
+        self.waited += time.monotonic() - began
+        return found
+
+    def noise(self, count: int, *parts: int | str) -> Tensor:
+        """Normal values (count, N, Q) by the seed and what names the draw."""
+        return torch.randn((count, *self.rows), generator=seeded(self.config.seed, *parts))
+
+    def autocast(self) -> Any:
+        """The arithmetic of forward passes."""
+        kind = torch.device(self.device).type
+        return torch.autocast(kind, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    def embed(self, network: TrainableModel, pairs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Embedded pairs (B, 2, H, W, D), and second frames in [0, 1] for models of pixels."""
+        pairs = pairs.to(self.device, non_blocking=True)
+        if pairs.dtype != torch.uint8:
+            return pairs.float(), None
+        pixels = pairs[:, 1] / 255 if network.patch else None
+        if self.backbone.encode is None:
+            return network.embed_pairs(self.normalise(pairs)), pixels
+        with torch.no_grad():
+            return self.backbone.encode(self.normalise(pairs)).float(), pixels
+
+    def uses(self, codes: Tensor) -> Tensor:
+        """How often each code (K,) occurs in codes (B, N)."""
+        return torch.bincount(codes.flatten(), minlength=len(self.rule.used))
+
+    def run(self) -> None:
+        """Train from the saved state to the end. Raises as `lary.lam.train_lam`."""
+        own, bar = self.config, self.session.progress
+        self.load()
+        if bar:
+            bar.skip(self.step)
+        if self.corrected and not self.step:
+            self.start_codebook()
+        while True:
+            watched = [row["step"] for row in self.curves["monitor"]]
+            if monitor_due(self.step, own.steps) and self.step not in watched:
+                self.watch()
+            if self.step >= own.steps:
+                break
+            self.update()
+            if time.monotonic() - self.saved >= 60 * own.checkpoint_minutes:
+                self.save()
+            if bar:
+                bar.advance()
+        self.save(finished=True)
+        share = self.waited / (time.monotonic() - self.began)
+        if self.team.leads:
+            log.info("%.1f %% of the time was spent on reading", 100 * share)
+
+    @torch.no_grad()
+    def start_codebook(self) -> None:
+        """Put the rows of the codebook on latents of the first batch, which is kept."""
+        pairs = self.read(0)
+        with self.autocast():
+            latent = self.network.latent(self.embed(self.network, pairs)[0]).float()
+        book, self.first = self.network.vq.codebooks, pairs
+        book.copy_(self.rule.draw(len(book), latent, 0, self.team))
+        self.result.vq.codebooks.copy_(book)
+
+    def update(self) -> None:
+        """One step: forward and backward passes, and an update. Raises LaryError."""
+        own, step, team, network = self.config, self.step, self.team, self.network
+        size, book = own.batch_size, network.vq.codebooks
+        noise = self.noise(own.accumulate * size, step)
+        total, seen = torch.zeros((), device=self.device), torch.zeros_like(self.rule.used)
+        for part in range(own.accumulate):
+            pairs = self.read((step * own.accumulate + part) * size)
+            drawn = noise[part * size : (part + 1) * size][team.share].to(self.device)
+            with self.autocast():
+                found = network(*self.embed(network, pairs), drawn)
+            loss = found.loss * (len(pairs) / size / own.accumulate)
+            torch.autograd.backward(loss)
+            total += loss.detach()
+            uses = self.uses(found.codes)
+            whole = uses.clone()
+            team.add(whole)
+            self.rule.count(uses, whole)
+            seen += whole
+            if not self.corrected:
+                # As published: the update moves new rows by the gradient of old ones.
+                self.rule.apply(book, step, len(pairs), team)
+        team.add(total)
+        team.add_gradients(network)
+        assert book.grad is not None
+        own_norm = book.grad.norm()
+        norm = nn.utils.clip_grad_norm_(network.parameters(), CLIP)
+        part_of = own_norm / norm.clamp(min=1e-30)
+        values = torch.stack([total, norm, part_of, (seen > 0).sum()]).tolist()
+        if not all(map(math.isfinite, values[:2])):
+            self.fail(values[0])
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        restarted = self.restart(found.latent.detach()) if self.corrected else 0
+        if self.average is not None:
+            self.average.update_parameters(network)
+        names = "loss", "gradient", "codebook_gradient", "codes"
+        self.note(dict(zip(names, values, strict=True)) | {"restarted": restarted})
+        if step % own.validate_every == 0:
+            self.validate(step)
+        self.step += 1
+
+    @torch.no_grad()
+    def restart(self, latent: Tensor) -> int:
+        """Start dead codes on latents (B, N, Q) of this step; returns how many."""
+        book = self.network.vq.codebooks
+        dead = self.rule.dead(self.step, self.config.steps)
+        if len(dead):
+            book[dead] = self.rule.draw(len(dead), latent, self.step, self.team)
+            for moment in ("exp_avg", "exp_avg_sq"):
+                self.optimizer.state[book][moment][dead] = 0
+            self.result.vq.codebooks[dead] = book[dead]
+        return len(dead)
+
+    @torch.no_grad()
+    def validate(self, step: int) -> None:
+        """Losses on held-out pairs, of the average first, as published."""
+        size, row = self.config.batch_size, JsonDict(step=step)
+        networks = {"loss": self.network}
+        if self.average is not None:
+            networks = {"loss_average": self.result} | networks
+        start = step // self.config.validate_every * len(networks)
+        for turn, (name, network) in enumerate(networks.items(), start):
+            places = torch.arange(turn * size, (turn + 1) * size)
+            pairs = self.heldout[places % len(self.heldout)]
+            # As published, one forward is for pictures; codes of both count.
+            for again in range(1 if self.corrected else 2):
+                noise = self.noise(size, step, turn, again).to(self.device)
+                with self.autocast():
+                    found = network(*self.embed(network, pairs), noise)
+                if not self.corrected and network is self.network:
+                    uses = self.uses(found.codes)
+                    self.rule.count(uses, uses)
+            row[name] = float(found.loss)
+            self.track({"val/loss": row[name]})
+            self.track({"val/num_unique_indices": len(found.codes.unique())})
+        self.curves["validation"].append(row)
+
+    def note(self, row: JsonDict) -> None:
+        """Log a step, and every tenth or hundredth in the curve."""
+        self.track({"train/lr": self.rate, "train/loss": row["loss"]})
+        self.track({"train/num_unique_indices": row["codes"]})
+        self.since.append(row["loss"])
+        if self.step % (10 if self.step < 1000 else 100) == 0:
+            mean = sum(self.since) / len(self.since)
+            self.curves["train"].append({"step": self.step, **row, "loss": mean})
+            self.since.clear()
+
+    def track(self, values: JsonDict) -> None:
+        """Send numbers to the tracker."""
+        if self.session.tracker is not None and self.team.leads:
+            self.session.tracker.log(values, step=self.step)
+
+    def fail(self, loss: float) -> None:
+        """Raise LaryError for a step whose loss or gradient isn't finite."""
+        size = self.config.accumulate * self.config.batch_size
+        first = self.step * size
+        names = self.pairs.ids(range(first, first + min(size, NAMED)))
+        more = f" and {size - NAMED} more" if size > NAMED else ""
+        raise LaryError(
+            f"The training diverged in step {self.step} (loss {loss:g}) with the samples "
+            f"{', '.join(names)}{more}: check them, or pass a smaller --lr than {self.rate:g}."
+        )
+
+    def watch(self) -> None:
+        """Add the monitor's signals. Raises LaryError for a collapse, where asked for."""
+        rows, stop = self.curves["monitor"], torch.zeros((), device=self.device)
+        if self.team.leads:
+            with self.autocast():
+                row = {"step": self.step, **self.monitor.measure(self.result)}
+            if self.curves["train"]:
+                row["codebook_gradient"] = self.curves["train"][-1]["codebook_gradient"]
+            found = verdict(row)
+            self.track({f"monitor/{name}": value for name, value in row.items()})
+            log.info("step %d, %s", self.step, found["text"])
+            rows.append(row | {"state": found["state"]})
+            # Before the first steps, a drawn codebook is always collapsed.
+            last = [each["state"] == "collapsed" for each in rows[-2:] if each["step"]]
+            stop += self.config.stop_on_collapse and last == [True] * 2
+        self.team.add(stop)
+        if stop:
+            self.save(finished=True)
+            raise LaryError(
+                f"The codebook collapsed, and the training was stopped at step {self.step}: take "
+                "--recipe corrected, another --codebook-size or --lr, or look at the data."
+            )
+
+    def inputs(self) -> JsonDict:
+        """What decides the numbers, by the words of messages."""
+        options = {name: str(value) for name, value in vars(self.config).items()}
+        own = {f"--{name}".replace("_", "-"): options[name] for name in options.keys() - NOT_DECIDING}
+        own["weights of the backbone"] = self.backbone.identity.digest
+        data = [self.manifest, asdict(self.backbone.preprocess)]
+        return own | {"data": digest(json.dumps(data, sort_keys=True, default=str))}
+
+    def load(self) -> None:
+        """Take up the state in the folder, if there is one. Raises UsageError."""
+        path = self.session.folder and self.session.folder / WORK / STATE
+        if path is None or not path.exists():
+            return
+        try:
+            state = torch.load(path, weights_only=True, map_location="cpu")
+            inputs, before = self.inputs(), state["inputs"]
+        except Exception as error:  # torch raises many kinds for other files
+            reason = str(error).partition("\n")[0]
+            raise UsageError(f"{path} can't be read ({reason}): pass --overwrite to start anew.") from error
+        if other := [name for name in inputs if inputs[name] != before.get(name)]:
+            raise UsageError(
+                f"{self.session.folder} holds another training, with other {', '.join(sorted(other))}: "
+                "pass --overwrite to replace it, or another --out."
+            )
+        for name in ("network", "average", "optimizer"):
+            if state[name] is not None:
+                getattr(self, name).load_state_dict(state[name])
+        self.rule.used.copy_(state["used"])
+        self.step, self.curves = state["step"], state["curves"]
+        self.since = state["since"]
+        if self.team.leads:
+            log.info("%s: resuming after step %d", path, self.step)
+
+    def save(self, *, finished: bool = False) -> None:
+        """Write state, weights and record, each whole or not at all. Raises LaryError."""
+        folder, self.saved = self.session.folder, time.monotonic()
+        if folder is None or not self.team.leads:
+            return
+        from safetensors.torch import save
+
+        average = self.average and self.average.state_dict()
+        state = {
+            "inputs": self.inputs(),
+            "step": self.step,
+            "network": self.network.state_dict(),
+            "average": average,
+            "optimizer": self.optimizer.state_dict(),
+            "used": self.rule.used,
+            "curves": self.curves,
+            "since": self.since,
+        }
+        save_checkpoint(folder / WORK / STATE, state)
+        own = self.result.state_dict()
+        tensors = {key: value.cpu().contiguous() for key, value in own.items()}
+        write_bytes(folder / WEIGHTS, save(tensors))
+        backbone, rows = self.backbone, self.curves["monitor"]
+        if finished and self.config.export == "published":
+            save_checkpoint(folder / PUBLISHED, tensors | backbone_tensors(backbone))
+        about = {"model": backbone.spec.name, "seed": 0, **asdict(backbone.identity)}
+        content = {
+            "schema": 1,
+            "options": asdict(self.config),
+            "sizes": backbone.sizes,
+            "backbone": about,
+            "preprocess": asdict(backbone.preprocess),
+            "steps": self.step,
+            "finished": finished,
+            "weights_digest": file_digest(folder / WEIGHTS, 64),
+            "manifest": self.manifest,
+            "curves": self.curves,
+            "verdict": verdict(rows[-1]) if rows else None,
+            "waited": self.waited / (time.monotonic() - self.began),
+            "versions": provenance()["versions"],
+        }
+        write_json(folder / RECORD, json.loads(json.dumps(content, default=str)))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lary.configs import ClassifyConfig, ControlsConfig, ExtractConfig, Paths, RegressConfig, RunConfig, make_options
+from lary.lam.configs import TrainLamConfig
 from lary.types import JsonDict, as_path
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ extract: Callable[..., ExtractReport] = interface("extract", ExtractConfig, "lar
 classify: Callable[..., ProbeRun] = interface("classify", ClassifyConfig, "lary.runs.probe:classify")
 regress: Callable[..., ProbeRun] = interface("regress", RegressConfig, "lary.runs.probe:regress")
 run: Callable[..., RunReport] = interface("run", RunConfig, "lary.runs.run:run")
+train_lam: Callable[..., JsonDict] = interface("train_lam", TrainLamConfig, "lary.lam:train_lam")
 controls: Callable[..., ControlReport] = interface("controls", ControlsConfig, "lary.runs.controls:run_controls")
 
 

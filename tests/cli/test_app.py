@@ -16,6 +16,7 @@ import yaml
 import lary
 import lary.configs
 import lary.data.configs
+import lary.lam.configs
 from lary.cli import app
 from lary.configs import Options
 from lary.runtime import log

@@ -1,17 +1,33 @@
 """Training of latent action models against what the published training computes."""
 
+import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from lary.lam.network import SILENT, Forward, StraightQuantizer, TrainableModel, build_network
-from lary.lam.replacement import PublishedRule, replace_published
-from lary.lam.training import make_optimizer
+from lary.lam.codebook import PublishedRule, replace_published
+from lary.lam.configs import TrainLamConfig
+from lary.lam.network import (
+    SILENT,
+    Forward,
+    FrozenBackbone,
+    StraightQuantizer,
+    TrainableModel,
+    build_network,
+    make_optimizer,
+)
+from lary.lam.training import LamTraining
 from lary.models.lapa import load_features
 from lary.models.tensors import split_off
+from lary.probes.training import Session
+from lary.types import WeightsIdentity
+from tests.parity import fill
 from tests.parity.conftest import Case, case_names, load_case, network_record, normalised
 from tests.parity.test_models import DRAWN
 
@@ -35,7 +51,14 @@ def run(case: Case, network: TrainableModel, step: int) -> Forward:
     drawn = case.draw(f"video_{step}", "none: values in [0, 1)").swapaxes(1, 2)
     pairs = normalised(drawn, network_record(case).preprocess)
     noise = torch.from_numpy(case.arrays[f"noise_{step}"]).unflatten(0, (len(pairs), -1))
-    return network(network.embed_pairs(pairs), noise, torch.from_numpy(np.ascontiguousarray(drawn[:, 1])))
+    pixels = torch.from_numpy(np.ascontiguousarray(drawn[:, 1])) if network.patch else None
+    return network(network.embed_pairs(pairs), pixels, noise)
+
+
+def uses_of(codes: Tensor, rule: PublishedRule) -> tuple[Tensor, Tensor]:
+    """Uses of each code by this process, and by all, which is the same."""
+    uses = torch.bincount(codes.flatten(), minlength=len(rule.used))
+    return uses, uses
 
 
 def own_parameters(network: TrainableModel) -> dict[str, torch.nn.Parameter]:
@@ -89,7 +112,7 @@ def test_steps_of_training_equal_the_published_ones(name: str) -> None:
     rule = PublishedRule(case.config["codebook_size"], "cpu")
     for step, loss in enumerate(expected["loss"]):
         found = run(case, network, step)
-        rule.count(found.codes)
+        rule.count(*uses_of(found.codes, rule))
         if step == 0:
             case.check("codes_0", found.codes)
             case.check("tokens_0", found.tokens.detach())
@@ -107,7 +130,7 @@ def test_steps_of_training_equal_the_published_ones(name: str) -> None:
     check_after(case, network, before)
     with torch.inference_mode():
         found = run(case, network.eval(), last)
-    rule.count(found.codes)
+    rule.count(*uses_of(found.codes, rule))
     assert float(found.loss) == pytest.approx(expected["loss_after"], rel=1e-4)
     assert len(found.codes.unique()) == expected["num_unique_indices_after"]
     assert rule.used.tolist() == expected["codebooks_used_at_end"]
@@ -140,7 +163,7 @@ def test_replacement_of_codes_equals_the_published_one(name: str) -> None:
         np.testing.assert_allclose(book.numpy(), before[sources], rtol=0, atol=1e-11)
     rule = PublishedRule(len(case.about["counting"][0]["codebooks_used_after"]), "cpu")
     for about in case.about["counting"]:
-        rule.count(torch.tensor(about["indices"]))
+        rule.count(*uses_of(torch.tensor(about["indices"]), rule))
         assert rule.used.tolist() == about["codebooks_used_after"]
 
 
@@ -172,3 +195,87 @@ def test_quantizer_of_univla_equals_the_published_one(name: str) -> None:
     }  # fmt: skip
     case.about.update({"atol": 1e-6, "rtol_of_max": 1e-5})
     case.check_all(**arrays)
+
+
+class Stored:
+    """The pairs of a loop case as a source: those of its steps, and those of its validations held out."""
+
+    def __init__(self, case: Case) -> None:
+        self.case, self.size = case, case.about["trainer"]["batch_size"]
+
+    def _drawn(self, kind: str, number: int) -> Tensor:
+        entry = self.case.about["input"][kind]
+        drawn = fill.uniform(re.sub("<.*>", str(number), entry["draw"]), tuple(entry["shape"]))
+        return torch.from_numpy(np.ascontiguousarray(drawn.swapaxes(1, 2)))
+
+    def batch(self, step: int, numbers: Sequence[int]) -> Tensor:
+        assert list(numbers) == list(range(step * self.size, (step + 1) * self.size))
+        return self._drawn("train", step)
+
+    def heldout(self, count: int) -> Tensor:
+        return torch.cat([self._drawn("valid", number) for number in range(count // self.size)])
+
+    def ids(self, numbers: Sequence[int]) -> list[str]:
+        return [str(number) for number in numbers]
+
+    def manifest(self) -> dict[str, Any]:
+        return {}
+
+
+class LoopTraining(LamTraining):
+    """The training of a loop case, whose draws are stored."""
+
+    case: Case
+    draws = 0
+
+    def embed(self, network: TrainableModel, pairs: Tensor) -> tuple[Tensor, None]:
+        return self.backbone.encode(pairs), None  # type: ignore[misc]
+
+    def noise(self, count: int, *parts: int | str) -> Tensor:
+        self.draws += 1
+        return torch.from_numpy(self.case.arrays[f"noise_{self.draws - 1}"]).unflatten(0, (count, -1))
+
+    def watch(self) -> None:
+        """The published training has no monitor."""
+
+
+@pytest.mark.parametrize("name", case_names("lam-training-loop"))
+def test_training_equals_the_published_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses, codes, counters, replacements, averages and codebooks of every step; validation counts codes, too."""
+    case = load_case(name)
+    own, spec, network = case.about["trainer"], network_record(case), network_of(case)
+    module, logged = network.features, []
+    network.features = None
+
+    def encode(pairs: Tensor) -> Tensor:
+        mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (spec.preprocess.mean, spec.preprocess.std))
+        return module(((pairs - mean) / std).flatten(0, 1)).unflatten(0, pairs.shape[:2])  # type: ignore[misc, no-any-return]
+
+    def permuted(rule: PublishedRule, step: int, rank: int) -> tuple[Any, Any]:
+        return stored(case, f"permutation_step_{step}"), torch.randn
+
+    batches = 2 * -(-own["num_train_steps"] // own["save_results_every"])
+    config = TrainLamConfig(
+        backbone=spec.name, dataset=(), out=Path(), recipe="paper", steps=own["num_train_steps"], lr=own["lr"],
+        batch_size=own["batch_size"], weight_decay=own["weight_decay"], averaging=own["use_ema"],
+        accumulate=own["grad_accum_every"], validate_every=own["save_results_every"],
+        monitor_pairs=batches * own["batch_size"],
+    )  # fmt: skip
+    monkeypatch.setattr(PublishedRule, "draws", permuted)
+    monkeypatch.setattr("lary.lam.training.build_network", lambda *_: network)
+    tracker = Mock(log=lambda values, step: logged.extend([step, *pair] for pair in values.items()))
+    backbone = FrozenBackbone(spec, case.config, spec.preprocess, WeightsIdentity(), encode)
+    training = LoopTraining(config, backbone, Stored(case), Session(protocol="paper", seed=0, tracker=tracker))
+    training.case = case
+    for step, expected in enumerate(case.about["trace"]):
+        training.update()
+        assert training.rule.used.tolist() == expected["codebooks_used"], step
+        for key, found in ((f"codebook_{step}", training.network), (f"ema_codebook_{step}", training.result)):
+            if key in case.arrays:
+                difference = np.abs(found.vq.codebooks.detach().numpy() - case.arrays[key])
+                assert (difference <= 1e-5).mean() >= 0.99, key
+                assert difference.max() <= 2 * own["lr"] * (step + 1), key
+    assert training.draws == sum(each["forwards_with_noise"] for each in case.about["trace"])
+    assert [row[:2] for row in logged] == [row[:2] for row in case.about["scalars"]]
+    for found, expected in zip(logged, case.about["scalars"], strict=True):
+        assert found[2] == pytest.approx(expected[2], rel=0 if "unique" in expected[1] else 1e-3), expected

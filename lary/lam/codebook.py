@@ -1,0 +1,258 @@
+"""The codebook in training: rules that renew its rows, and the monitor of its health."""
+
+from collections.abc import Callable
+from functools import partial
+from operator import gt, le, lt
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lary.files import digest
+from lary.probes.team import Team
+
+Draw = Callable[..., Tensor]
+
+LEAST = 0.1
+"""A code is unused below this share of a batch's samples, as
+published, or of its fair share."""
+EVERY = 10
+"""Steps between two checks of the corrected rule."""
+END = 0.9
+"""Share of the steps after which no code is started anew."""
+COLLAPSED = 1.5
+"""Perplexity at which a codebook is one code."""
+
+
+def seeded(*parts: int | str) -> torch.Generator:
+    """A generator on the CPU that its arguments alone determine."""
+    return torch.Generator().manual_seed(int(digest(*map(str, parts)), 16) % 2**63)
+
+
+def replacement_due(step: int) -> bool:
+    """Whether the published rule runs in this step, counted from 0."""
+    every = 10 if step < 100 else 100 if step < 1000 else 500
+    return 0 < step < 5000 and step % every == 0
+
+
+@torch.no_grad()
+def replace_published(
+    codebook: Tensor,
+    used: Tensor,
+    batch: int,
+    permute: Draw = torch.randperm,
+    normal: Draw = torch.randn,
+) -> None:
+    """Overwrite unused rows with copies of used ones, as published.
+
+    Args:
+        codebook: (K, Q), changed in place.
+        used: forwards in which each code occurred, int64 (K,); cleared.
+        batch: samples of a forward on this process.
+        permute, normal: the draws, in this order.
+    """
+    idle = used.float() / batch < LEAST
+    free, kept = idle.nonzero().flatten(), (~idle).nonzero().flatten()
+    used.zero_()
+    if not len(kept):
+        codebook += 1e-12 * normal(codebook.shape).to(codebook)
+        return
+    if len(kept) < len(free):
+        kept = kept.repeat(-(-len(free) // len(kept)))
+        kept = kept[permute(len(kept)).to(kept.device)]
+    copies = codebook[kept[: len(free)]]
+    codebook[free] = copies + 1e-12 * normal(copies.shape).to(copies)  # lost in float32
+
+
+class PublishedRule:
+    """The rule of the published training, with its defects.
+
+    It counts forwards in which a code occurs, those of validation
+    too, divides by the samples of a batch, keeps the moments of
+    copied rows, and ends at step 4,500. Processes count and draw
+    for themselves, so that their codebooks part.
+    """
+
+    def __init__(self, codes: int, device: str, seed: int = 0) -> None:
+        self.used = torch.zeros(codes, dtype=torch.int64, device=device)
+        self.seed = seed
+
+    def count(self, own: Tensor, whole: Tensor) -> None:
+        """Count a forward by the uses (K,) of this process, and of all."""
+        self.used += own > 0
+
+    def draws(self, step: int, rank: int) -> tuple[Draw, Draw]:
+        """What permutes and what draws normal values in a step."""
+        draw = seeded(self.seed, step, rank)
+        return partial(torch.randperm, generator=draw), partial(torch.randn, generator=draw)
+
+    def apply(self, codebook: Tensor, step: int, batch: int, team: Team) -> None:
+        """Replace rows if it is time."""
+        if replacement_due(step):
+            replace_published(codebook, self.used, batch, *self.draws(step, team.rank))
+
+
+class CorrectedRule(PublishedRule):
+    """Starts dead codes on latents of the batch, alike on all processes.
+
+    A code is dead if its uses, over all processes, are below a
+    tenth of its fair share. Windows grow until that is a use.
+    Evaluation doesn't count, and the last tenth of the training
+    leaves the codebook in peace.
+    """
+
+    def count(self, own: Tensor, whole: Tensor) -> None:
+        """Count a forward by the uses (K,) of this process, and of all."""
+        self.used += whole
+
+    def dead(self, step: int, total: int) -> Tensor:
+        """Codes to start anew after this step; ends a full window."""
+        fair = self.used.sum() / len(self.used)
+        if step % EVERY or not 0 < step < END * total or fair * LEAST < 1:
+            return self.used.new_empty(0)
+        found = (self.used < LEAST * fair).nonzero().flatten()
+        self.used.zero_()
+        return found
+
+    @torch.no_grad()
+    def draw(self, count: int, latents: Tensor, step: int, team: Team) -> Tensor:
+        """Rows (count, Q) drawn from the latents of all processes.
+
+        `latents` (B, N, Q) are of this process's share. Where they
+        are too few, one starts several codes, with some noise.
+        """
+        places, width = latents.shape[1:]
+        samples = latents.new_tensor([len(latents)])
+        team.add(samples)
+        whole, draw = int(samples) * places, seeded(self.seed, step)
+        picks = torch.randperm(whole, generator=draw).repeat(-(-count // whole))[:count]
+        sample, rows = picks // places, latents.new_zeros(count, width)
+        mine = sample % team.size == team.rank  # as `Team.share`
+        rows[mine] = latents[sample[mine] // team.size, picks[mine] % places]
+        team.add(rows)
+        if count > whole:
+            rows += 0.01 * rows.std(dim=0) * torch.randn(count, width, generator=draw).to(rows)
+        return rows
+
+
+def monitor_due(step: int, total: int) -> bool:
+    """Whether the monitor runs after so many steps: often at first, and at the end."""
+    return step == total or step % (100 if step < 1000 else 500) == 0
+
+
+class Monitor:
+    """Signals of a model's health on fixed held-out pairs.
+
+    Args:
+        embed: `LamTraining.embed`, for a network and raw pairs (B, 2, ...).
+        pairs: raw held-out pairs, (M, 2, ...).
+        batch: pairs per forward pass.
+    """
+
+    def __init__(self, embed: Callable[..., Any], pairs: Tensor, batch: int, seed: int) -> None:
+        self._embed, self._pairs, self._seed = embed, pairs, seed
+        # Tokens of another pair need two pairs in a part.
+        self._parts = -(-len(pairs) // max(2, min(batch, len(pairs))))
+        still = (pairs[:, 0] == pairs[:, 1]).flatten(1).all(dim=1)
+        self._static = float(still.float().mean())
+
+    @torch.no_grad()
+    def measure(self, network: Any) -> dict[str, Any]:
+        """All signals; losses are means over pairs, lengths over rows of the latent."""
+        sums: dict[str, float] = {}
+        latents, codes, draw = [], [], seeded(self._seed, "monitor")
+        for part in self._pairs.tensor_split(self._parts):
+            embedded, pixels = self._embed(network, part)
+            latent, first = network.latent(embedded).float(), embedded[:, 0]
+            noise = torch.randn(latent.shape, generator=draw).to(latent)
+            found = network(embedded, pixels, noise, latent)
+            hard = network.vq.quantized(found.codes)
+            same = network.latent(torch.stack([first, first], dim=1)).float()
+            pictures = {"noise": found.reconstruction, "copy": first}
+            if pixels is not None:
+                pictures["copy"] = part[:, 0].to(pixels.device) / 255
+            for name, rows in (("hard", hard), ("continuous", latent)):
+                pictures[name] = network.decode(first, network.vq.tokens(rows))
+                others = network.vq.tokens(rows.roll(1, 0))
+                pictures[f"other_{name}"] = network.decode(first, others)
+            for name, rows in (("error", latent - hard), ("length", latent), ("still", same)):
+                lengths = rows.norm(dim=-1).double().mean(dim=1)
+                sums[name] = sums.get(name, 0.0) + float(lengths.sum())
+            for name, picture in pictures.items():
+                error = (picture.float() - found.target.float()).square().flatten(1).mean(dim=1)
+                sums[name] = sums.get(name, 0.0) + float(error.double().sum())
+            latents.append(latent.cpu())
+            codes.append(found.codes.cpu())
+        mean = {name: max(value / len(self._pairs), 1e-30) for name, value in sums.items()}
+        book = network.vq.codebooks.detach().float().cpu()
+        row = _codes(torch.cat(codes), book) | _latents(torch.cat(latents), mean["length"])
+        row |= {f"loss_{name}": mean[name] for name in pictures if "_" not in name}
+        gaps = {}
+        for name in ("hard", "continuous"):
+            gaps[f"gap_{name}"] = mean[f"other_{name}"] / mean[name] - 1
+        return (
+            row
+            | gaps
+            | {
+                "gap": max(gaps.values()),
+                "quantisation_error": mean["error"] / mean["length"],
+                "static_ratio": mean["still"] / mean["length"],
+                "margin": 1 - mean["noise"] / mean["copy"],
+                "static_pairs": self._static,
+            }
+        )
+
+
+def _codes(codes: Tensor, book: Tensor) -> dict[str, Any]:
+    """Use of the codebook (K, Q) by codes (M, N), and its closest rows."""
+    size = len(book)
+    shares = torch.bincount(codes.flatten(), minlength=size).double() / codes.numel()
+    used = int((shares >= LEAST / size).sum())
+    apart = torch.pdist(book) if size > 1 else torch.ones(1)
+    perplexity = float(torch.special.entr(shares).sum().exp())
+    closest = float(apart.min() / apart.median().clamp(min=1e-30))
+    return {
+        "codes": size,
+        "perplexity": perplexity,
+        "perplexity_share": perplexity / size,
+        "codes_used": used,
+        "used_share": used / size,
+        "closest_codes": closest,
+    }
+
+
+def _latents(latents: Tensor, length: float) -> dict[str, Any]:
+    """Mean length, spread over samples and effective rank (Roy and Vetterli 2007) of (M, N, Q)."""
+    centred = (latents - latents.mean(dim=0)).double().flatten(0, 1)
+    spread = float(centred.square().sum(dim=-1).mean().sqrt())
+    values = torch.linalg.eigvalsh(centred.T @ centred).clamp(min=0).sqrt()
+    rank = float(torch.special.entr(values / values.sum().clamp(min=1e-30)).sum().exp())
+    return {"latent_length": length, "latent_spread": spread / length, "latent_rank": rank}
+
+
+ALARMS: dict[str, tuple[Callable[[float, float], bool], float, str]] = {
+    "perplexity_share": (lt, 0.5, "the perplexity is {perplexity:.2f} with {codes} codes"),
+    "used_share": (lt, 0.5, "{codes_used} of {codes} codes are in use"),
+    "closest_codes": (lt, 1e-3, "two codes are copies of each other"),
+    "quantisation_error": (gt, 1.0, "the noise is longer than the latent"),
+    "latent_spread": (lt, 0.05, "the latent is nearly constant"),
+    "gap": (lt, 0.01, "the decoder ignores the action (another one's gap is {gap:.1%})"),
+    "static_ratio": (gt, 0.5, "the latent is about the picture ({static_ratio:.2f} of it without motion)"),
+    "margin": (le, 0.0, "the error is not below that of copying the first frame"),
+    "static_pairs": (gt, 0.05, "{static_pairs:.0%} of the pairs are static"),
+}
+"""By signal: when it is wrong, and what that means."""
+
+
+def verdict(row: dict[str, Any]) -> dict[str, Any]:
+    """The verdict on signals: ``state`` (healthy, warning, collapsed), ``alarms``, ``text``."""
+    found = {}
+    for name, (wrong, limit, text) in ALARMS.items():
+        if wrong(row[name], limit):
+            found[name] = text
+    state = "warning" if found else "healthy"
+    if row["perplexity"] <= COLLAPSED < row["codes"]:
+        state = "collapsed"
+    good = "perplexity {perplexity:.2f} of {codes} codes, margin {margin:.0%}"
+    text = "; ".join(found.values()) or good
+    return {"state": state, "alarms": [*found], "text": f"{state}: {text.format(**row)}"}

@@ -1,0 +1,49 @@
+"""The options of training latent action models, without heavy imports."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from lary.configs import DeviceOptions, ProbePrecision, TrackerName
+from lary.types import BenchmarkProtocol
+
+Texts = Annotated[tuple[str, ...], Parameter(consume_multiple=True)]
+
+
+class TrainLamConfig(DeviceOptions):
+    """Options of the training of a latent action model."""
+
+    backbone: str
+    dataset: Texts
+    out: Path
+    weight: Annotated[tuple[float, ...], Parameter(consume_multiple=True)] = ()
+    distance: Texts = ()
+    workers: int | None = None
+    cache_features: bool = False
+    weights: str | None = None
+    codebook_size: int | None = None
+    code_length: int | None = None
+    quant_dim: int | None = None
+    dim: int | None = None
+    depth: int | None = None
+    heads: int | None = None
+    dim_head: int | None = None
+    image_size: int | None = None
+    patch_size: int | None = None
+    recipe: BenchmarkProtocol = "corrected"
+    seed: int = 0
+    steps: int = 100_000
+    batch_size: int = 64
+    accumulate: int = 1
+    lr: float | None = None
+    weight_decay: float = 0.0
+    averaging: bool = True
+    precision: ProbePrecision = "fp32"
+    validate_every: int = 500
+    monitor_pairs: int = 256
+    stop_on_collapse: bool = False
+    checkpoint_minutes: float = 10.0
+    export: Literal["none", "published"] = "none"
+    tracker: TrackerName = "none"
+    overwrite: bool = False
