@@ -161,6 +161,7 @@ class ExtractionOptions(ClusterOptions, InputOptions, EncoderOptions, SubjectOpt
 
     limit: int | None = None
     batch_size: int = 16
+    cpu_batch: bool = False
     workers: int | None = None
     read_timeout: float = 60.0
     store: StoreKind = "npz"

@@ -142,7 +142,7 @@ def encode_units(
     preprocess = model.preprocessing(config.protocol, table.spec.media)
     if config.protocol == "corrected":  # not in the record, whose digest identifies stored latents
         preprocess = replace(preprocess, clamp=False)
-    encoding = Encoding(encoder, preprocess, device, config.pool, singly=device == "cpu")
+    encoding = Encoding(encoder, preprocess, device, config.pool, singly=device == "cpu" and not config.cpu_batch)
     workers = config.workers or max(1, min(MOST_WORKERS, usable_cores() // job.processes))
     planned = plan_batches(table, units, job.store.unit_rows, config.batch_size)
     frames, pending = preprocess.frames or most_frames(table), job.pending

@@ -25,7 +25,7 @@ from lary.probes.nets import ActionExpertMLP
 from lary.probes.outcome import ActionPredictions, RegressionOutcome, SampleColumns, SelectionName, SplitOutcome
 from lary.probes.presets import ActionSettings, DitSettings, RidgeSettings
 from lary.probes.sources import COPIES, check_memory, check_splits, in_chunks
-from lary.probes.training import Session, Training, adamw, save_checkpoint
+from lary.probes.training import Session, Training, adamw
 from lary.runtime import memory_bytes
 from lary.types import JsonDict, LaryError, LatentSource, UsageError
 
@@ -86,7 +86,7 @@ class ActionTraining(Training):
 
     @abstractmethod
     def weights(self) -> dict[str, Tensor]:
-        """The weights of the latest epoch."""
+        """A copy of the weights of the latest epoch, in this machine's memory."""
 
     @abstractmethod
     def decode(self, tokens: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class ActionTraining(Training):
         losses = {role: row[f"{role}_loss"] for role in self.predicted}
         reported = (name == "held_out") == self.corrected
         if self.offer(name, rank, epoch=epoch, values=self.predicted, losses=losses) and reported and self.folder:
-            save_checkpoint(self.folder / self.checkpoint, self.weights())
+            self.unsaved = self.weights()
 
     def outcome(self) -> RegressionOutcome:
         """The outcome of the picked epochs."""
@@ -153,9 +153,8 @@ class RegressorTraining(ActionTraining):
 
     def build(self) -> list[Any]:
         own, shape = self.settings, self.inputs.train.shape
-        # The average of epochs has no gradients and moments.
-        copies = 1 + self.corrected / COPIES
-        check_memory(self.make, copies, own.batch_size, shape, self.device)
+        # The average of epochs, and the picked weights, have no gradients and moments.
+        check_memory(self.make, 1 + 1 / COPIES, own.batch_size, shape, self.device)
         self.network = self.make().to(self.device)
         self.optimizer = adamw(self.network, own.lr, own.weight_decay)
         # A resumed training draws the orders of its completed epochs again.
@@ -175,7 +174,8 @@ class RegressorTraining(ActionTraining):
         return ActionExpertDiT(size, dims, steps, *widths, own.sampler_steps, self.session.seed)
 
     def weights(self) -> dict[str, Tensor]:
-        return self.network.state_dict()
+        values = self.network.state_dict().items()
+        return {name: value.to("cpu", copy=True) for name, value in values}
 
     def decode(self, tokens: Tensor) -> Tensor:
         return self.network.predict(tokens)

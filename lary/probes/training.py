@@ -54,9 +54,10 @@ class Session:
 class Training(ABC):
     """A training in progress, with its history and the epochs picked so far.
 
-    The state, ``training_state.pt``, is rewritten at ends of epochs. It is
-    used only for the same session, settings and inputs; any other is removed
-    before a training replaces the weights that belong to it.
+    The state, ``training_state.pt``, is rewritten at ends of epochs, after
+    the `unsaved` weights that were picked since. It is used only for the same
+    session, settings and inputs; any other is removed before a training
+    replaces the weights that belong to it.
     """
 
     checkpoint: ClassVar[str]  # the file of the weights, without which a state is useless
@@ -88,6 +89,7 @@ class Training(ABC):
         self._identity = digest(json.dumps(deciding, default=_plain))
         self._state = session.folder / STATE_FILE if session.folder and session.identity else None
         self._written, self._cost = time.monotonic(), 0.0
+        self.unsaved: Mapping[str, Any] | None = None
 
     @abstractmethod
     def build(self) -> Sequence[Any]:
@@ -151,10 +153,15 @@ class Training(ABC):
         return found
 
     def keep(self, built: Sequence[Any], *, last: bool) -> None:
-        """Save the state if it is the `last`, or enough time has passed."""
+        """Save weights and state if these are the `last`, or enough time has passed."""
         started = time.monotonic()
-        due = self._cost <= STATE_SHARE * (started - self._written)
-        if self._state is None or not self.team.leads or not (due or last):
+        due = self._state and self._cost <= STATE_SHARE * (started - self._written)
+        if not self.team.leads or not (due or last):
+            return
+        if self.folder and self.unsaved is not None:
+            save_checkpoint(self.folder / self.checkpoint, self.unsaved)
+            self.unsaved = None
+        if self._state is None:
             return
         state = {
             "identity": self._identity,

@@ -198,7 +198,7 @@ def estimate(config: ExtractConfig, settings: Settings) -> str:
     there = read_manifest(run.folder) and not config.overwrite
     missing = open_run(run).missing(run.table) if there else list(range(len(run.table)))
     # A CPU encodes row by row anyway, and a slow model needs only a few.
-    size = 1 if run.encoder.device == "cpu" else config.batch_size
+    size = 1 if run.encoder.device == "cpu" and not config.cpu_batch else config.batch_size
     most = BATCHES_MEASURED * size
     chosen = missing[:: max(1, len(missing) // most)][:most]
     marks, failures = [(time.monotonic(), 0)], list[Failure]()

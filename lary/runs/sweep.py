@@ -62,6 +62,7 @@ OF_LATENTS = (
     "shard_rows",
     "limit",
     "batch_size",
+    "cpu_batch",
     "compile",
     "device",
     "mode",

@@ -100,6 +100,21 @@ def test_a_state_is_written_where_it_costs_little(tmp_path: Path, monkeypatch: p
     assert len(written) == 4
 
 
+@pytest.mark.parametrize("identity", ["", "me"])
+def test_the_best_weights_are_written_beside_states_and_at_the_end(
+    identity: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every best epoch once wrote its weights while the training waited, 8.6 GB at the published size."""
+    moved, replacing, picked = [], os.replace, []
+    monkeypatch.setattr(os, "replace", lambda old, new: moved.append(Path(new).name) or replacing(old, new))
+    offer = RegressorTraining.offer
+    monkeypatch.setattr(RegressorTraining, "offer", lambda *a, **k: bool(picked.append(offer(*a, **k)) or picked[-1]))
+    train("mlp", folder=tmp_path, identity=identity, protocol="paper", epochs=8)
+    best, states = moved.count("best_model.pth"), moved.count(STATE_FILE)
+    assert sum(picked) > 2, "epochs became better, so that the weights were picked again and again"
+    assert (best, states) == (1, 0) if not identity else 1 <= best <= states
+
+
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / f".{STATE_FILE}.x1.tmp").write_bytes(b"what a killed training was writing")
     monkeypatch.setattr(torch, "save", Mock(side_effect=OSError(28, "No space left on device")))

@@ -12,6 +12,7 @@ from lary.configs import ExtractConfig
 from lary.files import media_facts
 from lary.latents.store import MANIFEST
 from lary.locks import LOCK, locked
+from lary.models.running import LoadedEncoder
 from lary.runs.extract import FAILURES, TIMING, estimate, extract, prepare_run, read_timing
 from lary.types import LaryError, UsageError
 from tests.helpers import fails, printed, rows_of, settings_of
@@ -342,3 +343,17 @@ def test_tokens_that_change_between_passes_or_with_the_batch_are_refused(root: P
             assert not list(latents(root, model=model).glob("*.npz"))
         printed(*command, "--protocol", "paper", root=root)
     printed("extract", "--model", "changing-rounding", *common, root=root)
+
+
+def test_a_cpu_encodes_row_by_row_unless_it_is_asked_for_batches(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    encode = LoadedEncoder.encode
+    monkeypatch.setattr(LoadedEncoder, "encode", lambda self, clips: sizes.append(len(clips)) or encode(self, clips))
+    found = []
+    for batch in (False, True):
+        sizes.clear()
+        folder = root / str(batch)
+        extract(ask(cpu_batch=batch, batch_size=4, device="cpu"), settings_of(root, LARY_LA_DIR=folder))
+        found.append(contents(folder / "calvin" / "val" / MODEL))
+        assert set(sizes[2:]) == {4 if batch else 1}, "the first two are to see whether tokens repeat"
+    assert found[0] == found[1], "this model's tokens don't round with the batch"
