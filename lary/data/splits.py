@@ -20,7 +20,7 @@ from lary.files import csv_text, digest, write_text
 from lary.settings import unexported
 from lary.types import UsageError
 
-PATTERNS = {"video": DATASETS.get("human_1st").group_pattern, "episode": EPISODE, "segment": r"^(.*)/"}
+PATTERNS = {"episode": EPISODE, "segment": r"^(.*)/"}
 """What stays together, in the first path; a segment is the folder of the file."""
 CLIPS, PAIRS = 0.3, 0.25
 """The paper's shares of validation."""
@@ -127,7 +127,8 @@ def write_split(table: Path, config: SplitConfig) -> SplitReport:
         config = replace(config, group_column=config.group_column or spec.group_column)
     groups = own_groups(table, config, media)
     if config.by != "row" and not groups:
-        pattern = PATTERNS[config.by] if spec is None or config.by == "segment" else spec.group_pattern
+        known = PATTERNS.get(config.by) or DATASETS.get("human_1st").group_pattern
+        pattern = known if spec is None or config.by == "segment" else spec.group_pattern
         paths = [cell.strip().replace("\\", "/") for cell in frame[media]]
         paths = paths if spec is None else [tables.usual_cell(spec, path, media) for path in paths]
         groups = [tables.matched(pattern, path) or tables.REVERSED.sub("", path) for path in paths]
