@@ -1,7 +1,7 @@
 """The extraction pipeline against the bare forward pass and against a plain loop.
 
     python -m benchmarks.pipeline overhead    # CPU seconds per sample outside the forward pass
-    python -m benchmarks.pipeline ratio       # pipeline over bare forward, ViT-S/14 at 224 with random weights
+    python -m benchmarks.pipeline ratio [--device cuda]   # pipeline over bare forward, ViT-S/14 with random weights
 
 ``overhead`` extracts with a model that hands out ready latents, so that everything measured lies outside the forward
 pass; it counts the CPU seconds of the process and of its readers, as the difference between a long and a short run.
@@ -40,6 +40,7 @@ from lary.latents.pipeline import Job, make_encoder
 from lary.models.preprocess import prepare
 from lary.models.spec import MODELS, ModelContext, ModelSpec, Preprocess, register_model
 from lary.runs.extract import extract
+from lary.runtime import pick_devices
 from lary.settings import Settings, load_settings
 from lary.types import Latents
 
@@ -260,7 +261,7 @@ def save_small(folder: Path) -> Path:
     return folder
 
 
-def ratio(pairs: int, clips: int) -> None:
+def ratio(pairs: int, clips: int, device: str) -> None:
     """Print seconds of the bare forward pass and of the pipeline, and their ratio."""
     with tempfile.TemporaryDirectory() as folder:
         weights = save_small(Path(folder) / "weights")
@@ -271,15 +272,19 @@ def ratio(pairs: int, clips: int) -> None:
                 make_pairs(root, count)
             else:
                 make_clips(root, count, 480, 854, 90)
-            config = ExtractConfig(model="dinov2-origin", dataset=dataset, split="val", weights=str(weights))
+            kind: Any = device.partition(":")[0]
+            config = ExtractConfig(
+                model="dinov2-origin", dataset=dataset, split="val", weights=str(weights), device=kind
+            )
             job = Job(config, root / "data", root, str(weights), settings_of(root).values(), ())
-            encoder = make_encoder(job, MODELS.get(config.model), "cpu")
-            frames = 2 if of_pairs else FRAMES
-            inputs = torch.randn(1, frames, 3, 224, 224)
+            encoder = make_encoder(job, MODELS.get(config.model), device)
+            frames, together = 2 if of_pairs else FRAMES, 1 if device == "cpu" else BATCH  # as extraction does it
+            inputs = torch.randn(together, frames, 3, 224, 224).to(device)
             with torch.inference_mode():
                 encoder.encode(inputs)
-                bare = min(timed(lambda encoder=encoder, inputs=inputs, count=count:
-                                 [encoder.encode(inputs) for _ in range(count)]) for _ in range(2))  # fmt: skip
+                bare = min(timed(lambda encoder=encoder, inputs=inputs, count=-(-count // together):
+                                 [encoder.encode(inputs).tokens.cpu() for _ in range(count)])
+                           for _ in range(2))  # fmt: skip
             del encoder
             # A long run less a short one: loading the model and starting the readers are no matter of rows.
             spent = []
@@ -304,11 +309,13 @@ def main() -> None:
     parser.add_argument("what", choices=("overhead", "ratio"))
     parser.add_argument("--samples", type=int, default=0, help="of each kind")
     parser.add_argument("--stores", default="npz,shards")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="of both, for ratio")
     options = parser.parse_args()
     if options.what == "overhead":
         overhead(options.stores.split(","), options.samples or 256)
     else:
-        ratio(options.samples or 64, (options.samples or 64) // 4)
+        count = options.samples or 64
+        ratio(count, count // 4, pick_devices(None, options.device)[0])
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from lary.settings import Settings, load_settings
 from lary.types import BenchmarkProtocol, JsonDict, UsageError
 
 Mode = Literal["image", "video"]
-Precision = Literal["fp32", "bf16", "fp16"]
-ProbePrecision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+ProbePrecision = Literal["fp32", "tf32", "bf16"]
 TrackerName = Literal["none", "tensorboard", "wandb", "trackio"]
 RelativeFrame = Literal["world", "local"]
 ProbeControl = Literal["static-pair", "shuffled-order", "shuffled-targets"]
@@ -237,6 +237,7 @@ class ClassifyConfig(DeviceOptions, ProbeOptions, StoredOptions):
 class RegressConfig(DeviceOptions, ProbeOptions, ActionOptions, StoredOptions, InputOptions):
     """Options of a regression probe on extracted latents."""
 
+    precision: ProbePrecision | None = None
     seed: int | None = None
 
 

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -221,22 +221,19 @@ def pick_devices(gpus: str | None, choice: str = "auto", *, every: bool = False)
 
 
 def set_arithmetic(device: str, precision: str = "fp32") -> str:
-    """Set how this process multiplies: called wherever one begins to compute.
+    """Set how this process multiplies, wherever one computes.
 
-    Factors in float32 keep their 23 bits; TF32 rounds
-    them to 10. Returns the arithmetic, a part of a
-    store's identity: empty but on CUDA. Raises UsageError.
+    TF32 rounds factors to 10 bits. Returns a part of a store's
+    identity, empty but on CUDA. Raises UsageError without TF32.
     """
     import torch
 
     kind, fast = device.partition(":")[0], precision == "tf32"
     if fast and kind != "cuda":
         raise UsageError(f"--precision tf32: {device} has no TF32; use fp32.")
-    # By itself torch rounds convolutions to TF32, products not.
-    torch.backends.cuda.matmul.allow_tf32 = fast
-    torch.backends.cudnn.allow_tf32 = fast
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
+    own = torch.backends.cudnn
+    torch.backends.cuda.matmul.allow_tf32 = own.allow_tf32 = fast
+    own.benchmark, own.deterministic = False, True
     return f"cuda {'tf32' if fast else 'fp32'}" if kind == "cuda" else ""
 
 
@@ -253,10 +250,9 @@ def free_memory(device: str) -> int:
 
 @contextmanager
 def within_memory(device: str, advice: str) -> Iterator[None]:
-    """Turn a lack of memory on a device into a sentence. Raises LaryError.
+    """Turn a lack of memory on a device into a LaryError.
 
-    Nothing is halved silently: a row's place
-    in its batch decides how it is rounded.
+    Halving a batch would change how its rows are rounded.
     """
     import torch
 
@@ -264,11 +260,12 @@ def within_memory(device: str, advice: str) -> Iterator[None]:
         yield
     except torch.cuda.OutOfMemoryError as error:
         reason, free = str(error).partition(". GPU")[0], free_memory(device) / 1e9
-        raise LaryError(f"{device} ran out of memory ({reason}; now {free:.1f} GB are free): {advice}.") from error
+        told = f"{device} ran out of memory ({reason}; now {free:.1f} GB are free)"
+        raise LaryError(f"{told}: {advice}.") from error
 
 
 def pinned(pin: Callable[[], Result], plain: Callable[[], Result], device: str) -> Result:
-    """What `pin` makes in memory that CUDA copies while it computes, or else `plain`.
+    """`pin` for CUDA, to copy while it computes, or else `plain`.
 
     Containers may forbid to pin memory.
     """
@@ -279,28 +276,23 @@ def pinned(pin: Callable[[], Result], plain: Callable[[], Result], device: str) 
     try:
         return pin()
     except RuntimeError as error:
-        tell_once(f"memory can't be pinned here, so copies wait: {str(error).partition(chr(10))[0]}")
+        tell_once(f"memory can't be pinned here: {str(error).partition(chr(10))[0]}")
         with suppress(RuntimeError):  # takes the error that the next kernel would find
             torch.zeros(1, device=device)
         return plain()
 
 
-LAUNCHED = {
-    "WORLD_SIZE": "RANK",
-    "SLURM_STEP_NUM_TASKS": "SLURM_PROCID",
-    "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK",
-}
-"""Variables of launchers: the number of copies of a command, and of this one."""
+LAUNCHED = "WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"
+"""Variables with a launcher's number of processes."""
 
 
-def refuse_copies(variables: Mapping[str, str]) -> None:
+def refuse_copies() -> None:
     """Refuse to be one of several equal processes. Raises UsageError."""
-    for size, rank in LAUNCHED.items():
-        if rank in variables and variables.get(size, "1") not in ("", "0", "1"):
+    for name in LAUNCHED:
+        if os.environ.get(name, "1") not in ("", "0", "1"):
             raise UsageError(
-                f"This is process {variables[rank]} of {variables[size]} ({size}), and all would do the same work: "
-                "start lary once, without torchrun, accelerate launch or srun of several tasks; --gpus 0,1 takes "
-                "several devices."
+                f"{name} is {os.environ[name]}, and all these processes would do the same: start "
+                "lary by itself, or see --gpus."
             )
 
 
@@ -324,7 +316,6 @@ def provenance(devices: Sequence[str] = ("cpu",)) -> JsonDict:
         import torch
 
         machine["device"] = ", ".join(map(torch.cuda.get_device_name, devices))
-        machine |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
     return {"command": list(sys.argv), "versions": versions, "commit": commit, "dirty": dirty, "machine": machine}
 
 

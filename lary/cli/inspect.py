@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,22 +30,15 @@ def doctor(*, paths: Paths = Paths()) -> int:
 
     cores, memory = f"{usable_cores()} of {os.cpu_count()} cores", memory_bytes() / 1e9
     lines = [(False, "cpu", f"{cores}, {memory:.1f} GB of memory")]
-    built = f"built for CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}" if torch.version.cuda else ""
-    unused = not built and any(map(os.path.exists, ("/dev/nvidia0", "/proc/driver/nvidia/version")))
-    text = "built without CUDA" + ", though this machine has a GPU: install one that is built for it" * unused
-    lines.append((unused, "torch", f"{torch.__version__}, {built or text}"))
+    lines.append((False, "torch", f"{torch.__version__}, built for CUDA {torch.version.cuda}"))
     for index in range(torch.cuda.device_count()):
-        try:  # each by itself: one may be broken, or taken by another process
+        try:  # one may be broken, or taken
             free, total = (size / 1e9 for size in torch.cuda.mem_get_info(index))
             works = float((torch.ones(8, device=f"cuda:{index}") * 2).sum()) == 16
             text = f"{torch.cuda.get_device_name(index)}, {free:.1f} of {total:.1f} GB free"
         except RuntimeError as error:
             works, text = False, f"can't be used: {str(error).partition(chr(10))[0]}"
         lines.append((not works, f"cuda:{index}", text))
-    if built and (tool := shutil.which("nvidia-smi")):
-        asked = [tool, "--query-gpu=index,driver_version,compute_mode,mig.mode.current", "--format=csv,noheader"]
-        found = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=False).stdout
-        lines += [(False, "driver", f"of cuda:{line}") for line in found.splitlines()]
     if torch.backends.mps.is_available():
         lines.append((False, "mps", "Metal: pass --device mps"))
     for name, value in settings.values().items():

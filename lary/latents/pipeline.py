@@ -38,9 +38,10 @@ from lary.types import Failure, LaryError, MediaError, Sample
 if TYPE_CHECKING:
     import torch
 
-MOST_WORKERS = 8
+MOST_WORKERS, MOST_BESIDE = 8, 32
+"""Most processes that read; beside an accelerator."""
 WRITERS = 3
-"""Threads that write: one may be waiting for the disk to commit a unit."""
+"""Least threads that write: one may wait for the disk to commit a unit."""
 ROWS_REPEATED = 2
 """Rows that a CPU encodes twice, to see whether their tokens stay the same."""
 BYTES_TOGETHER = 1 << 20
@@ -102,8 +103,7 @@ def plan_units(pending: Iterable[int], unit_rows: int) -> list[Unit]:
     return [Unit(number, tuple(rows)) for number, rows in groupby(pending, lambda row: row // unit_rows)]
 
 
-Held = dict[str, LoadedEncoder]
-"""At most one encoder, by all that it was made of."""
+Held = dict[str, LoadedEncoder]  # at most one, by what it was made of
 
 
 def make_encoder(job: Job, model: ModelSpec, device: str, held: Held | None = None) -> LoadedEncoder:
@@ -142,13 +142,15 @@ def encode_units(
     preprocess = model.preprocessing(config.protocol, table.spec.media)
     if config.protocol == "corrected":  # not in the record, whose digest identifies stored latents
         preprocess = replace(preprocess, clamp=False)
-    encoding = Encoding(encoder, preprocess, device, config.pool, singly=device == "cpu" and not config.cpu_batch)
-    workers = config.workers or max(1, min(MOST_WORKERS, usable_cores() // job.processes))
+    singly = device == "cpu" and not config.cpu_batch
+    encoding = Encoding(encoder, preprocess, device, config.pool, singly=singly, dtype=config.dtype)
+    cores, most = usable_cores() // job.processes, MOST_WORKERS if device == "cpu" else MOST_BESIDE
+    workers, writers = config.workers or max(1, min(most, cores)), max(WRITERS, min(MOST_WORKERS, cores // 4))
     planned = plan_batches(table, units, job.store.unit_rows, config.batch_size)
     frames, pending = preprocess.frames or most_frames(table), job.pending
     commits: deque[Future[UnitReport]] = deque()
-    memory = within_memory(device, "lower --batch-size, or free the device")
-    with memory, idle_readers(workers) as readers, ThreadPoolExecutor(WRITERS) as threads:
+    memory = within_memory(device, "lower --batch-size")
+    with memory, idle_readers(workers) as readers, ThreadPoolExecutor(writers) as threads:
         batches = readers.read(planned, preprocess, config.batch_size, frames, config.read_timeout)
         # Draws are what ``--latent noisy`` asks for, and what some models are under ``paper``.
         drawn = config.protocol != "corrected" or config.latent == "noisy"
@@ -199,10 +201,14 @@ class Encoding:
 
     Args:
         singly: encode rows one by one.
+        dtype: the store's number format, for accelerators.
     """
 
-    def __init__(self, encoder: LoadedEncoder, preprocess: Preprocess, device: str, pool: str, *, singly: bool) -> None:
+    def __init__(
+        self, encoder: LoadedEncoder, preprocess: Preprocess, device: str, pool: str, *, singly: bool, dtype: Any = None
+    ) -> None:
         self._encoder, self._preprocess, self._device, self._pool = encoder, preprocess, device, pool
+        self._dtype: str = dtype or "float32"
         self._cuda = device.startswith("cuda")
         self._normalise = None if singly else DeviceNormaliser(preprocess, device)
 
@@ -296,7 +302,7 @@ class Encoding:
         return rows()
 
     def _encoded(self, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Encode clips; returns pooled float32 tokens, and codes, on the host."""
+        """Encode clips; returns pooled tokens in the store's numbers, and codes, on the host."""
         import torch
 
         with torch.inference_mode():
@@ -304,7 +310,12 @@ class Encoding:
             tokens = latents.tokens
             tokens = tokens.reshape(len(tokens), *token_shape(tuple(tokens.shape[1:]))).float()
             found = pooled_latents(replace(latents, tokens=tokens), self._pool)
-            return self._to_host(found.tokens), None if found.codes is None else self._to_host(found.codes)
+            tokens = found.tokens
+            if self._normalise:  # half as many bytes go to the host, which rounds none
+                tokens = tokens.to(getattr(torch, self._dtype))
+            if tokens.dtype == torch.bfloat16:
+                tokens = tokens.view(torch.uint16)
+            return self._to_host(tokens), None if found.codes is None else self._to_host(found.codes)
 
     def _to_host(self, values: torch.Tensor) -> torch.Tensor:
         # Not to wait for it, torch makes pinned memory.

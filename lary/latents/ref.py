@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -184,6 +185,14 @@ class SplitLatents:
     def frames(self) -> int:
         """Number of frames T of the first sample."""
         return len(self.table[0].frame_index) or len(self.table[0].media)
+
+    def on(self, device: str) -> SplitLatents:
+        """The split for a device: CUDA widens float16; NumPy has no bfloat16."""
+        if not device.startswith("cuda") or getattr(self.source, "dtype", "") != "float16":
+            return self
+        source = copy(self.source)
+        source.kind = np.float16  # type: ignore[union-attr]
+        return replace(self, source=source)
 
     def take(self, positions: Sequence[int]) -> SplitLatents:
         """The samples at some positions; the others count as left out."""

@@ -324,6 +324,8 @@ class ShardSource:
     Raises LaryError without rows, or for shards that don't fit together.
     """
 
+    kind: Any = np.float32  # of the numbers that `read` returns
+
     def __init__(self, headers: Sequence[ShardHeader], files: Ints, positions: Ints) -> None:
         if not len(files):
             raise LaryError("There are no latents to read.")
@@ -384,11 +386,11 @@ class ShardSource:
 
         Fresh pages cost as much time as filling them with numbers.
         """
-        size = 4 * math.prod(shape)
+        size = math.prod(shape) * np.dtype(self.kind).itemsize
         memory = self._spare.pop() if self._spare else None
         if memory is None or len(memory) < size:
             memory = mmap.mmap(-1, max(size, 1))
-        found = np.frombuffer(memory, np.float32, size // 4)
+        found = np.frombuffer(memory, self.kind, math.prod(shape))
         # Every view refers to `found`, since that doesn't own its memory.
         if len(memory) <= MOST_KEPT:
             weakref.finalize(found, self._spare.append, memory).atexit = False

@@ -268,12 +268,17 @@ More threads would wait for each other longer than the conversion takes.
 """
 
 
-def narrow(tokens: Floats, dtype: LatentDtype) -> Array:
+def narrow(tokens: Array, dtype: LatentDtype) -> Array:
     """Round tokens to a number format; bfloat16 comes as its bits in uint16.
 
     Raises:
         MediaError: a value is not finite, or too large for the format.
     """
+    if tokens.dtype in (np.float16, np.uint16):  # of a device: too large is infinite
+        exponent = 0x7C00 if dtype == "float16" else 0x7F80
+        if ((tokens.view(np.uint16) & exponent) == exponent).any():
+            raise MediaError(f"A token is not finite, or too large for {dtype}.")
+        return tokens
     values = np.ascontiguousarray(tokens, dtype=np.float32)
     largest = max(float(values.max()), -float(values.min())) if values.size else 0.0
     if not np.isfinite(largest):

@@ -132,7 +132,7 @@ def paper_rows(name: str) -> list[dict[str, str]]:
 # The check of one model
 
 BATCH, FLIPPED = 3, 0.1
-"""Clips of the check; the share of codes that may change with the batch's size on an accelerator."""
+"""Clips; share of codes that may change with the batch's size."""
 
 
 def moving_texture(frames: int, seed: int) -> Pixels:
@@ -201,7 +201,7 @@ class ModelCheck:
             own = tokens[: len(found.tokens)]
             difference, flipped = (found.tokens - own).abs(), 0
             if codes is not None and found.codes is not None and self.encoder.device != "cpu":
-                # Where kernels round by the batch's size, a code between two rows may become the other one.
+                # Kernels may round a code to its neighbour.
                 same = (found.codes == codes[: len(own)]).cpu()
                 flipped = int((~same).sum())
                 if same.numel() == own[..., 0].numel():  # tokens are rows of the codebook

@@ -52,8 +52,7 @@ class LoadedEncoder:
         identity: names the weights.
         dim: D of the tokens; None where neither the class nor the record names
             it.
-        different: share of the largest token by which a sample's results may
-            differ.
+        different: share of a token that may differ.
         parameters_m: the record's, or those of its
             networks in millions; None without any.
         module: all networks of the model; called with
@@ -109,7 +108,7 @@ class LoadedEncoder:
                 places = torch.linspace(0, count - 1, preprocess.frames, dtype=torch.float64)
                 clips = clips[:, (places + 0.5).floor().long()]
             clips = torch.stack([torch.from_numpy(prepare(clip, preprocess)) for clip in clips.cpu().numpy()])
-        set_arithmetic(self.device, self._precision)  # another part of the process may have changed it
+        set_arithmetic(self.device, self._precision)
         try:
             kind = torch.device(self.device).type
             with author_named(self.spec), torch.autocast(kind, self._dtype, enabled=self._dtype is not None):
@@ -184,6 +183,11 @@ def build(
         )
     if not trainable:
         encoder.module.requires_grad_(False)
+        # Once, not in every pass; DINOv3 takes the type of positions from a convolution.
+        rounded = encoder._dtype if isinstance(author, NetworkEncoder) else None
+        for part in encoder.module.modules():
+            if rounded and hasattr(part, "in_features"):  # a linear layer
+                part.to(rounded)
     return encoder
 
 

@@ -23,7 +23,7 @@ CODES = 4
 UNCONTROLLABLE_ROWS = 16
 """Rows of UniVLA's codebook of uncontrollable actions, whatever `num_latents` is."""
 SHORT = 256
-"""Up to so many keys, plain products in bfloat16 on a CPU are 3 to 8 times as fast as fused attention."""
+"""Keys up to which products in bfloat16 on a CPU beat fused attention, 3 to 8 times."""
 COLOURS = 3
 """Channels that villa-X takes; `in_channels` is what its decoder returns."""
 
@@ -77,10 +77,10 @@ def gelu_mlp(dim: int, hidden: int, approximate: str = "none") -> nn.Sequential:
     return nn.Sequential(OrderedDict(fc1=first, act=nn.GELU(approximate), fc2=second))
 
 
-def sinusoid(count: int, dim: int) -> Tensor:
+def sinusoid(count: int, dim: int, device: Any = None) -> Tensor:
     """Fixed positions (N, D): sine and cosine in turn, frequencies 10000^(-2i/D)."""
-    frequencies = torch.exp(torch.arange(0, dim, 2).float() * -(math.log(10000.0) / dim))
-    angles = torch.arange(count).float()[:, None] * frequencies
+    frequencies = torch.exp(torch.arange(0, dim, 2, device=device).float() * -(math.log(10000.0) / dim))
+    angles = torch.arange(count, device=device).float()[:, None] * frequencies
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)[:, :dim]
 
 
@@ -127,7 +127,7 @@ class SpaceTimeTransformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, N, 768) to (B, T, N, D)."""
         x = self.ffn(x)
-        return self.transformer_blocks(x + sinusoid(x.shape[2], x.shape[3]).to(x))
+        return self.transformer_blocks(x + sinusoid(x.shape[2], x.shape[3], x.device).to(x))
 
 
 class UniVLANetwork(nn.Module):

@@ -17,13 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lary.arrays import Ints
-from lary.configs import ProbePrecision
 from lary.files import write_text
 from lary.probes import sources
 from lary.probes.nets import AttentiveProbe
 from lary.probes.outcome import ClassificationOutcome, ClassPredictions, SampleColumns, headline
 from lary.probes.presets import ClassifierSettings, learning_rate, weight_decay
-from lary.probes.training import Session, Training, adamw, save_checkpoint
+from lary.probes.training import Session, Training, adamw, chosen_precision, save_checkpoint
 from lary.types import JsonDict, LaryError, LatentSource, UsageError
 
 
@@ -40,17 +39,15 @@ class ClassifierInputs:
     classes: tuple[str, ...]
 
 
-def train_classifier(
-    inputs: ClassifierInputs, settings: ClassifierSettings, session: Session, precision: ProbePrecision | None = None
-) -> ClassificationOutcome:
+def train_classifier(inputs: ClassifierInputs, settings: ClassifierSettings, session: Session) -> ClassificationOutcome:
     """Train all heads; returns the predictions of the selected ones.
 
     Every epoch, counted from 1, writes ``log_r0.csv`` (epoch, train_acc,
     val_acc: per cent, best head) into the session's folder; the last one
     ``latest.pt`` (``classifiers``: state dicts of all heads; ``selected``: the
     numbers of those to report; ``scaling``: mean and std by channel with which
-    latents are standardised, or None). `precision` of None is that of the
-    preset. Raises UsageError for inputs that don't fit together or into memory,
+    latents are standardised, or None). A session without a precision has that
+    of the preset. Raises UsageError for inputs that don't fit together or into memory,
     LaryError if every head diverged.
     """
     sources.check_splits((inputs.train, inputs.train_targets), (inputs.validation, inputs.labels))
@@ -61,8 +58,9 @@ def train_classifier(
             f"'{inputs.classes[present[0]]}': a probe needs at least two classes. Extract more "
             "of the training split."
         )
-    half = in_bfloat16(settings.bfloat16, precision, session.device)
-    training = ClassifierTraining(inputs, replace(settings, bfloat16=half), session)
+    chosen = chosen_precision(settings.bfloat16, session)
+    settings = replace(settings, bfloat16=chosen == "bf16")
+    training = ClassifierTraining(inputs, settings, replace(session, precision=chosen))
     training.run()
     return training.outcome()
 
@@ -121,20 +119,25 @@ class ClassifierTraining(Training):
     def train_epoch(self, row: JsonDict, order: Ints) -> None:
         """Train on `order`; adds accuracy, loss by head, 0 and None if diverged."""
         right, losses = np.zeros((2, len(self.networks)))
+        found: list[tuple[Tensor, int]] = []
         for rows, tokens, count in self.batches(self.train, order):
-            labels = torch.from_numpy(self.inputs.train_targets[rows]).to(self.device)
+            labels = sources.on_device(torch.from_numpy(self.inputs.train_targets[rows]), self.device)
             rates = self.rates(self.step)
-            found = [self.update(number, rate, tokens, labels, count) for number, rate in enumerate(rates)]
-            batch, hits = np.transpose(found)
+            sums = torch.stack([self.update(*each, tokens, labels, count) for each in enumerate(rates)])
+            self.team.add(sums)
+            found.append((sums, count))
+            if self.session.tracker:
+                self.log({"batch_loss": sums[:, 0].tolist(), "batch_learning_rate": rates})
+        for sums, count in found:  # only now, so that no update waits
+            batch, hits = sums.cpu().double().numpy().T
             losses += batch * count
             right += hits
-            self.log({"batch_loss": batch.tolist(), "batch_learning_rate": rates})
         accuracy = np.where(np.isfinite(losses), right / len(order), 0.0)
         row["train_accuracy"] = accuracy.tolist()
         row["train_loss"] = finite_or_none(losses / len(order))
 
-    def update(self, number: int, rate: float, tokens: Tensor, labels: Tensor, count: int) -> list[float]:
-        """One update on a share of `count` samples; returns loss and hits of all."""
+    def update(self, number: int, rate: float, tokens: Tensor, labels: Tensor, count: int) -> Tensor:
+        """One update on a share of `count` samples; returns loss and hits of the share."""
         own, network, optimizer = self.settings, self.networks[number], self.optimizers[number]
         decay = weight_decay(own.heads[number], self.step, self.total)
         for group in optimizer.param_groups:
@@ -142,16 +145,15 @@ class ClassifierTraining(Training):
         optimizer.zero_grad(set_to_none=True)
         sums = torch.zeros(2, device=self.device)
         for part, wanted in zip(*(each.split(self.at_once) for each in (tokens, labels)), strict=True):
-            with torch.autocast(self.device.partition(":")[0], torch.bfloat16, own.bfloat16):
+            with self.autocast():
                 logits = network(part)
                 loss = self.loss(logits, wanted, "sum") / count
             torch.autograd.backward(loss)
             hits = (logits.argmax(dim=1) == wanted).sum()
             sums += torch.stack([loss.detach().float(), hits.float()])
-        self.team.add(sums)
         self.team.add_gradients(network)
         optimizer.step()
-        return sums.tolist()
+        return sums
 
     def loss(self, logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
         """Cross-entropy with the smoothing of the preset."""
@@ -167,7 +169,8 @@ class ClassifierTraining(Training):
         def logits_of(tokens: Tensor) -> Tensor:
             """Logits (B, H, L) of all heads."""
             parts = tokens.split(self.at_once)
-            own = [torch.cat([network(part) for part in parts]) for network in self.networks]
+            with self.autocast(scoring=True):
+                own = [torch.cat([network(part) for part in parts]) for network in self.networks]
             return torch.stack(own, dim=1)
 
         logits = self.predict(logits_of, self.validation, np.arange(len(labels))).transpose(0, 1)
@@ -218,7 +221,7 @@ class ClassifierTraining(Training):
             train_counts=counts.astype(np.int64),
             history=self.history,
             warnings=self.warnings(),
-            settings=self.stated(precision="bf16" if self.settings.bfloat16 else "fp32"),
+            settings=self.stated(),
         )
 
     def warnings(self) -> tuple[str, ...]:
@@ -245,16 +248,3 @@ class ClassifierTraining(Training):
 def finite_or_none(losses: Any) -> list[float | None]:
     """Losses as numbers for JSON, None in place of those that aren't finite."""
     return [float(loss) if math.isfinite(loss) else None for loss in losses]
-
-
-def in_bfloat16(preset: bool, precision: ProbePrecision | None, device: str) -> bool:
-    """Whether to train in bfloat16; else preset and device decide."""
-    if precision is not None or not preset:
-        return precision == "bf16"
-    # Devices without bfloat16 units emulate it, slower than float32.
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_capability(device)[0] >= 8
-    # Older torch has no such function.
-    look: Any = getattr(torch.cpu, "get_capabilities", dict)
-    found = look() if device == "cpu" else {}
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))

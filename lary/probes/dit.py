@@ -7,9 +7,11 @@ K steps of A dimensions. Fewer steps are DDIM's (arXiv 2010.02502) without
 noise.
 """
 
+import functools
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 from lary.probes.nets import INIT_STD, SelfBlock
 from lary.probes.presets import TRAINING_STEPS
+from lary.probes.sources import on_device
 
 PUBLISHED_SAMPLER_STEPS = 500
 CONDITION_DROPOUT = 0.1
@@ -24,7 +27,8 @@ CLIP = 1.0  # published: predictions stay within one standard deviation
 TIME_CHANNELS = 256
 
 
-def alphas_cumprod() -> Tensor:
+@functools.cache
+def alphas_cumprod(device: Any = "cpu") -> Tensor:
     """Share of the signal's variance left at each timestep, (1000,) float32.
 
     The squared cosine of arXiv 2102.09672, with no beta above 0.999.
@@ -34,7 +38,7 @@ def alphas_cumprod() -> Tensor:
         return math.cos((step / TRAINING_STEPS + 0.008) / 1.008 * math.pi / 2) ** 2
 
     betas = [min(1 - left(step + 1) / left(step), 0.999) for step in range(TRAINING_STEPS)]
-    return torch.cumprod(1.0 - torch.tensor(betas, dtype=torch.float32), dim=0)
+    return torch.cumprod(1.0 - torch.tensor(betas, dtype=torch.float32), dim=0).to(device)
 
 
 def sampling_timesteps(steps: int) -> list[int]:
@@ -44,7 +48,7 @@ def sampling_timesteps(steps: int) -> list[int]:
 
 def add_noise(action: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     """Chunks (B, K, A) with the noise of `timesteps` (B,) added."""
-    left = alphas_cumprod().to(action.device)[timesteps][:, None, None]
+    left = alphas_cumprod(action.device)[timesteps][:, None, None]
     return left.sqrt() * action + (1 - left).sqrt() * noise
 
 
@@ -168,17 +172,18 @@ class ActionExpertDiT(nn.Module):
         which noise is drawn: the number of processes doesn't change it.
         """
         drawn = torch.randn(count, *self.shape), torch.randint(TRAINING_STEPS, (count,)), _dropped(count)
-        noise, timesteps, dropped = (each[share].to(tokens.device) for each in drawn)
+        noise, timesteps, dropped = (on_device(each[share], tokens.device) for each in drawn)
         noisy = add_noise(target.reshape(-1, *self.shape), noise, timesteps)
-        found = self(noisy, timesteps, tokens, dropped)
+        found = self(noisy, timesteps, tokens, dropped).float()
         return F.huber_loss(found, noise, reduction="sum") / (count * math.prod(self.shape))
 
     @torch.no_grad()
     def predict(self, tokens: Tensor) -> Tensor:
         """Sample chunks (B, K * A); every batch gets the same noise on any device."""
         generator = torch.Generator().manual_seed(self.seed)
-        shape = (len(tokens), *self.shape)
-        *_, last = self.trajectory(tokens, lambda _: torch.randn(shape, generator=generator))
+        shape, device = (len(tokens), *self.shape), tokens.device
+        noise: Any = lambda _: on_device(torch.randn(shape, generator=generator), device)  # noqa: E731
+        *_, last = self.trajectory(tokens, noise)
         return last.flatten(1)
 
     @torch.no_grad()

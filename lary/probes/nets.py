@@ -198,7 +198,7 @@ class _NormedLinear(torch.autograd.Function):
         db W.
         """
         x, mean, deviation, scale, shift, weight = ctx.saved_tensors
-        (given,) = gradients
+        given = gradients[0].to(weight)  # from bfloat16 under autocast
         bias = given.sum(dim=0)
         product = given.T @ ((x - mean) * deviation)
         of_scale = torch.zeros_like(scale)
@@ -253,4 +253,4 @@ class ActionExpertMLP(nn.Module):
 
     def loss(self, tokens: Tensor, target: Tensor, count: int, share: slice) -> Tensor:
         """Huber loss of a share: its sum, divided by the size of the whole batch."""
-        return F.huber_loss(self(tokens), target, reduction="sum") / (count * target.shape[1])
+        return F.huber_loss(self(tokens).float(), target, reduction="sum") / (count * target.shape[1])

@@ -23,7 +23,7 @@ SelectionName = Literal["held_out", "best_on_validation"]
 
 
 def headline(selections: Mapping[SelectionName, Any]) -> SelectionName:
-    """The selection to report first: one that reads nothing of the reported split, if there is any."""
+    """The selection to report first: if there is any, one that reads nothing of the split."""
     return "held_out" if "held_out" in selections else "best_on_validation"
 
 

@@ -24,14 +24,15 @@ from lary.probes.dit import ActionExpertDiT
 from lary.probes.nets import ActionExpertMLP
 from lary.probes.outcome import ActionPredictions, RegressionOutcome, SampleColumns, SelectionName, SplitOutcome
 from lary.probes.presets import ActionSettings, DitSettings, RidgeSettings
-from lary.probes.sources import COPIES, check_memory, check_splits, in_chunks
-from lary.probes.training import Session, Training, adamw
+from lary.probes.sources import COPIES, check_memory, check_splits, in_chunks, on_device
+from lary.probes.training import Session, Training, adamw, chosen_precision
 from lary.runtime import memory_bytes
 from lary.types import JsonDict, LaryError, LatentSource, UsageError
 
 SEEN = "seen"  # the split that the published code picks its epoch on
 
 AVERAGED = 4  # of so many epochs at the end, one's weights are averaged
+READ_EACH = 64  # updates on an accelerator, the loss is read
 FOLDS = 5  # of the training split, by group, that choose the ridge's penalty
 RIDGE_SHARE = 0.6  # of this machine's memory, for the ridge's features and Gram matrix
 
@@ -72,8 +73,9 @@ def train_regressor(inputs: RegressorInputs, settings: ActionSettings, session: 
     evaluated = [(split.latents, split.targets) for split in inputs.evaluated.values()]
     check_splits((inputs.train, inputs.train_targets), *evaluated)
     kind: type[ActionTraining] = RegressorTraining
+    session = replace(session, precision=chosen_precision(False, session))
     if isinstance(settings, RidgeSettings):
-        kind, session = RidgeTraining, replace(session, device="cpu")
+        kind, session = RidgeTraining, replace(session, device="cpu", precision="fp64")
     training = kind(inputs, settings, session)
     training.run()
     return training.outcome()
@@ -178,7 +180,8 @@ class RegressorTraining(ActionTraining):
         return {name: value.to("cpu", copy=True) for name, value in values}
 
     def decode(self, tokens: Tensor) -> Tensor:
-        return self.network.predict(tokens)
+        with self.autocast():
+            return self.network.predict(tokens)
 
     def run_epoch(self, epoch: int) -> JsonDict:
         row: JsonDict = {"epoch": epoch, "learning_rate": self.rate(self.step)}
@@ -203,23 +206,28 @@ class RegressorTraining(ActionTraining):
 
     def train_epoch(self, order: Ints) -> float:
         """Train on `order`; returns the mean loss of batches. Raises LaryError."""
-        losses = []
+        found: list[Tensor] = []
         self.network.train()
         for rows, tokens, count in self.batches(self.inputs.train, order):
             rate = self.rate(self.step - 1)  # published: counted from 0
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            wanted = torch.from_numpy(self.inputs.train_targets[rows]).flatten(1).to(self.device)
-            loss = self.network.loss(tokens, wanted, count, self.team.share)
+            wanted = on_device(torch.from_numpy(self.inputs.train_targets[rows]).flatten(1), self.device)
+            with self.autocast():
+                loss = self.network.loss(tokens, wanted, count, self.team.share)
             self.optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             total = loss.detach()
             self.team.add(total)
-            losses.append(float(total))
-            self.check_finite(losses[-1:], "its loss is not finite")
+            found.append(total)
+            if self.device == "cpu" or len(found) % READ_EACH == 0:  # elsewhere each read waits
+                self.check_finite([float(total)], "its loss is not finite")
             self.team.add_gradients(self.network)
             self.optimizer.step()
-            self.log({"batch_loss": losses[-1], "batch_learning_rate": rate})
+            if self.session.tracker:
+                self.log({"batch_loss": float(total), "batch_learning_rate": rate})
+        losses = torch.stack(found).tolist()
+        self.check_finite(losses, "its loss is not finite")
         return float(np.mean(losses))
 
     def rate(self, update: int) -> float:

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lary.arrays import Array, Doubles, Floats, Ints
-from lary.runtime import free_memory, memory_bytes
+from lary.runtime import free_memory, memory_bytes, pinned
 from lary.types import LaryError, LatentSource, UsageError
 
 Rows = Sequence[int] | Ints
@@ -143,6 +144,11 @@ def keep_in_memory(source: LatentSource, processes: int = 1) -> LatentSource:
     return LatentView(source, lambda rows: tokens[rows])
 
 
+def on_device(tensor: Tensor, device: Any) -> Tensor:
+    """A tensor on a device; nothing waits for the copy to CUDA."""
+    return pinned(tensor.pin_memory, lambda: tensor, str(device)).to(device, non_blocking=True)
+
+
 def read_batches(
     source: LatentSource, rows: Ints, size: int, device: str, share: slice = slice(None)
 ) -> Iterator[tuple[Ints, Tensor, int]]:
@@ -156,11 +162,13 @@ def read_batches(
         if not len(own):  # still a batch: other processes wait for its gradients
             return torch.empty((0, *source.shape))
         tensor = torch.from_numpy(np.require(source.read(own), requirements=["C", "W"]))
-        return tensor.pin_memory() if device.startswith("cuda") else tensor
+        return pinned(tensor.pin_memory, lambda: tensor, device)
 
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
     coming = (batch[share] for batch in batches)
-    with ThreadPoolExecutor(max_workers=1) as pool:
+    # On a CPU the arithmetic needs the cores.
+    threads = AHEAD if device.startswith("cuda") else 1
+    with ThreadPoolExecutor(threads) as pool:
         pending = deque(pool.submit(read, own) for own in islice(coming, AHEAD))
         for batch in batches:
             pending.extend(pool.submit(read, own) for own in islice(coming, 1))

@@ -23,8 +23,7 @@ from lary.runtime import log, setup_logging, usable_cores
 from lary.types import LaryError, UsageError
 from lary.workers import SECONDS_TO_STOP, end_with_starter
 
-# Of one process for the others: what the first one writes and sums up may take
-# hours. One that dies ends the others by its end, not by this limit.
+# The others wait while the first one writes. One that dies ends them at once.
 LONGEST_WAIT = timedelta(hours=12)
 
 
@@ -58,9 +57,14 @@ class Team:
 
     def add_gradients(self, network: nn.Module) -> None:
         """Sum the gradients of a network over the processes."""
-        for weight in network.parameters():
-            if weight.grad is not None:  # None: the forward pass doesn't use it
-                self.add(weight.grad)
+        # None: the forward pass doesn't use it.
+        own = [weight.grad for weight in network.parameters() if weight.grad is not None]
+        if self.size > 1 and own:
+            # One message: those of single weights would wait for each other.
+            flat = torch.cat([grad.flatten() for grad in own])
+            self.add(flat)
+            for grad, part in zip(own, flat.split([grad.numel() for grad in own]), strict=True):
+                grad.copy_(part.view_as(grad))
 
     def collect(self, rows: Ints, values: Tensor, count: int) -> Tensor:
         """Gather what every process computed for its rows, (m, ...) -> (count, ...)."""
@@ -103,7 +107,7 @@ def launch(work: Callable[..., None], arguments: tuple[Any, ...], devices: Seque
             raise LaryError(f"One of {len(devices)} training processes failed: {error}") from error
         kind, message = errors.get()
         raise kind(message) from None
-    finally:  # after Ctrl-C, one may wait for another where no signal reaches it
+    finally:  # one may wait where no signal reaches it
         for process in team.processes:
             process.terminate()
         for process in team.processes:

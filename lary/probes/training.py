@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from lary import __version__
 from lary.arrays import Ints
-from lary.configs import TrackerName
+from lary.configs import ProbePrecision, TrackerName
 from lary.files import atomic_write, digest, remove_torn
 from lary.probes.outcome import SelectionName
 from lary.probes.sources import read_batches
 from lary.probes.team import SINGLE, Team
-from lary.runtime import log
+from lary.runtime import log, set_arithmetic
 from lary.types import BenchmarkProtocol, JsonDict, LatentSource, Progress, UsageError
 
 PROJECT = "lary"  # to which the runs of Weights & Biases and Trackio belong
@@ -37,7 +37,8 @@ class Session:
     """Surroundings of a training: protocol, seed, device, folder and so on.
 
     `identity` names latents and options; without one no state is kept to
-    resume from. `tracker` is what `tracking` yields.
+    resume from. `tracker` is what `tracking` yields. `waits` collects the
+    seconds for which trainings wait for latents.
     """
 
     protocol: BenchmarkProtocol
@@ -49,6 +50,8 @@ class Session:
     identity: str = ""
     tracker: Any = None
     team: Team = SINGLE
+    precision: str | None = None
+    waits: list[float] = field(default_factory=list)
 
 
 class Training(ABC):
@@ -75,17 +78,9 @@ class Training(ABC):
         # By name of the selection: rank, epoch, predictions as tensors.
         self.picks: dict[SelectionName, JsonDict] = {}
         deciding = [
-            type(self).__name__,
-            STATE_FORMAT,
-            __version__,
-            torch.__version__,
-            session.identity,
-            session.protocol,
-            session.seed,
-            self.device.partition(":")[0],
-            settings,
-            inputs,
-        ]
+            type(self).__name__, STATE_FORMAT, __version__, torch.__version__, session.identity, session.protocol,
+            session.seed, self.device.partition(":")[0], settings, inputs,
+        ]  # fmt: skip
         self._identity = digest(json.dumps(deciding, default=_plain))
         self._state = session.folder / STATE_FILE if session.folder and session.identity else None
         self._written, self._cost = time.monotonic(), 0.0
@@ -107,6 +102,7 @@ class Training(ABC):
         """Train from the saved state to the end. Raises LaryError on divergence."""
         from accelerate.utils import set_seed
 
+        set_arithmetic(self.device, self.session.precision or "fp32")
         state, last = self._load(), self.settings.epochs
         set_seed(self.session.seed)
         if state is not None:
@@ -203,24 +199,39 @@ class Training(ABC):
     def batches(self, source: LatentSource, order: Ints) -> Iterator[tuple[Ints, Tensor, int]]:
         """As `read_batches`, with each batch counted as an update and as progress."""
         size, share = self.settings.batch_size, self.team.share
-        for rows, tokens, count in read_batches(source, order, size, self.device, share):
+        for rows, tokens, count in self._timed(read_batches(source, order, size, self.device, share)):
             self.step += 1
             yield rows, tokens, count
             self.advance(count)
+
+    def _timed(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Batches; notes the time that each is waited for."""
+        begun = time.perf_counter()
+        for batch in batches:
+            self.session.waits.append(time.perf_counter() - begun)
+            yield batch
+            begun = time.perf_counter()
+
+    def autocast(self, *, scoring: bool = False) -> torch.autocast:
+        """The context of forward passes; scoring in bfloat16 is for CUDA, and not published."""
+        kind, half = self.device.partition(":")[0], self.session.precision == "bf16"
+        if scoring:
+            half = half and kind == "cuda" and self.corrected
+        return torch.autocast(kind, torch.bfloat16, half)
 
     @torch.no_grad()
     def predict(self, network: Callable[[Tensor], Tensor], source: LatentSource, rows: Ints) -> Tensor:
         """Outputs (n, ...) of `network` for `rows`, as float32 on the CPU."""
         size = self.settings.batch_size
         own = self.team.dealt(len(rows), size)
-        batches = read_batches(source, rows[own], size, self.device)
+        batches = self._timed(read_batches(source, rows[own], size, self.device))
         parts = [network(tokens).float().cpu() for _, tokens, _ in batches]
         values = torch.cat(parts) if parts else torch.empty(0)
         return self.team.collect(own, values, len(rows))
 
     def stated(self, **more: Any) -> JsonDict:
         """The settings and sizes of the training, for its outcome."""
-        names = "preset", "protocol", "seed", "device"
+        names = "preset", "protocol", "seed", "device", "precision"
         own = {name: getattr(self.session, name) for name in names}
         own |= {"choice": self.choice} if self.corrected else {}
         sizes = {"fit_samples": len(self.rows), "tokens": list(self.inputs.train.shape)}
@@ -234,13 +245,38 @@ def _plain(value: Any) -> Any:
     return vars(value) if is_dataclass(value) else list(value.shape)
 
 
+def in_bfloat16(preset: bool, precision: ProbePrecision | None, device: str) -> bool:
+    """Whether to train in bfloat16; else preset and device decide."""
+    if precision is not None or not preset:
+        return precision == "bf16"
+    # Devices without bfloat16 units emulate it, slower than float32.
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    # Older torch has no such function.
+    look: Any = getattr(torch.cpu, "get_capabilities", dict)
+    found = look() if device == "cpu" else {}
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
+def chosen_precision(preset: bool, session: Session) -> str:
+    """The precision of a training: the session's, or else the fastest that costs no score.
+
+    `preset`: the preset is for bfloat16.
+    """
+    cuda = session.device.startswith("cuda")
+    fast = cuda and session.protocol == "corrected"
+    if in_bfloat16(preset, None, session.device):
+        return session.precision or "bf16"
+    return session.precision or ("tf32" if fast else "fp32")
+
+
 def adamw(network: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
     """AdamW with torch's defaults; as published, biases and norms decay too."""
     return torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
 
 
 def save_checkpoint(path: Path, value: Mapping[str, Any]) -> None:
-    """Save what ``torch.load(..., weights_only=True)`` reads on any machine. Raises LaryError."""
+    """Save for ``torch.load(..., weights_only=True)`` on any machine. Raises LaryError."""
     if torch.cuda.is_initialized():
         from accelerate.utils import send_to_device
 

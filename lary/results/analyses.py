@@ -302,7 +302,7 @@ def _published(run: FinishedRun, settings: Mapping[str, float]) -> float | None:
 
 
 def _write_ablation(context: Context, stem: str, rows: Sequence[JsonDict], run: FinishedRun, title: str) -> Files:
-    """Write a panel per line of runs that differ in one setting, the others in grey; nothing without any.
+    """Write a panel per line of runs that differ in one setting, others in grey.
 
     `run` is one of those in the rows, which all have its settings.
     """

@@ -1,4 +1,4 @@
-"""Finished runs together: a paired comparison on the samples that they share, and tables for notebooks.
+"""Finished runs together: paired comparisons on shared samples, and tables for notebooks.
 
 The first run is compared with each of the others. Clusters (episodes, videos) are paired, the
 seeds of each run add their spread; p values are corrected by Holm (1979).

@@ -1,4 +1,4 @@
-"""The output files of the published code, and the arrays that comparisons and figures are made from.
+"""The output files of the published code, and the arrays of comparisons and figures.
 
 Classification: ``confusion_matrix.json`` and ``.png``, ``classification_stats.json``,
 ``case.txt``. Regression: ``best_result.csv`` and in ``eval_vis/epoch_<n>/``:

@@ -31,9 +31,9 @@ SKEWNESS = 1.5
 LONGEST = 3.2
 """Most standard errors that an end is moved away by the correction for skewness."""
 MORE_ERRORS = 2.5
-"""Most times the measured rate of errors that the upper end of a rate reaches, beside `NO_ERRORS`."""
+"""Most times the rate of errors that the upper end reaches, beside `NO_ERRORS`."""
 NO_ERRORS = 3.9
-"""Wrong samples that are taken to be possible where none was seen; independent ones have -log(0.025) = 3.7."""
+"""Wrong samples that may be where none was seen; independent ones have -log(0.025) = 3.7."""
 ROUNDING = 1e-6
 """Relative spread that 32-bit predictions have from rounding alone."""
 

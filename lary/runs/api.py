@@ -1,4 +1,4 @@
-"""The functions of the public Python interface, with the options of the commands as keyword arguments.
+"""The functions of the public interface, with the options of commands as keyword arguments.
 
 They are fields of one class of `lary.configs` and of `Paths` (``lary_root``, ``plugin`` ...); the
 latter otherwise come from the environment, ``lary.yaml`` and the defaults.

@@ -41,7 +41,7 @@ TRIES = 3
 """How often a task of Ray is given out whose process dies."""
 SECONDS_PER_CHECK, SECONDS_QUIET = 0.5, 30.0
 TASK_ROWS, TASKS_EACH = 1024, 4
-"""Rows of a task, which starts an empty pipeline; tasks of a worker, where these are fewer."""
+"""Rows of a task, which starts a pipeline; tasks of a worker at least."""
 
 Task = tuple[Unit, ...]
 Worker = Callable[[Task], Future[list[Any]]]
@@ -73,7 +73,7 @@ class StopRequest:
 
 
 def devices_of(config: ExtractConfig) -> list[str]:
-    """The devices that encode: of this machine, or one for each actor of Ray. Raises UsageError."""
+    """The devices that encode, here or by Ray. Raises UsageError."""
     if config.engine == "local":
         return pick_devices(config.gpus, config.device)
     with connected(config.address) as ray:
@@ -219,7 +219,7 @@ def extract_on_ray(job: Job, units: Sequence[Unit], stop: StopRequest, advance: 
                 for actor in actors:
                     stack.callback(actor.close)  # else threads wait for tasks after an error or Ctrl-C
                 if not ray.wait([actor.ready() for actor in actors], timeout=SECONDS_QUIET)[0]:
-                    log.warning("Ray has no place for an actor yet: others use its GPUs or cores; waiting for them")
+                    log.warning("Ray has no place for an actor yet; waiting")
                 workers = [lambda task, own=actor: threads.submit(own.run, task) for actor in actors]
                 yield from share_out(tasks, workers, stop, advance)
         except ray.exceptions.RayTaskError as error:
@@ -303,7 +303,7 @@ def tasks_on_ray(
 
 
 def _with_gpus(work: Callable[..., Any], *given: Any) -> Any:
-    """A task: the work with the numbers of the GPUs that Ray gave it; without any, on the CPU."""
+    """A task: the work with the numbers of the GPUs that Ray gave it."""
     import ray
 
     count = len(ray.get_gpu_ids())
@@ -311,9 +311,9 @@ def _with_gpus(work: Callable[..., Any], *given: Any) -> Any:
 
 
 def check_resources(there: dict[str, float], config: SweepConfig) -> JsonDict:
-    """What a task asks of Ray: one GPU each where there are any and the options name no number.
+    """What a task asks of Ray: by default one GPU where there are any.
 
-    Refuses what no machine can give: Ray would wait for it without end. Raises LaryError.
+    Raises LaryError for what no machine can give: Ray would wait for it without end.
     """
     gpus = config.gpus_per_run
     found = {"CPU": config.cpus_per_run, "GPU": float("GPU" in there) if gpus is None else gpus}
@@ -321,7 +321,7 @@ def check_resources(there: dict[str, float], config: SweepConfig) -> JsonDict:
         if wanted > (most := there.get(name, 0.0)):
             raise LaryError(f"--{name.lower()}s-per-run {wanted:g}: the Ray cluster has {most:g} {name}s in all.")
     if gpus == 0 and "GPU" in there:
-        log.warning("--gpus-per-run 0: all runs are computed by CPUs, though the cluster has GPUs")
+        log.warning("--gpus-per-run 0: all runs are computed by CPUs")
     return {f"num_{name.lower()}s": wanted for name, wanted in found.items()}
 
 

@@ -1,4 +1,4 @@
-"""Extraction: from a split's table to latents of its rows and the table that points to them.
+"""Extraction: from a split's table to its latents and the table that points to them.
 
 Frame controls repeat or reorder the latents of a model that encodes each frame by itself. One that
 mixes its frames, such as a latent action model, has to see the changed frames: a table of them is
@@ -75,7 +75,7 @@ class ExtractReport:
 
 
 def extract(config: ExtractConfig, settings: Settings, held: Held | None = None) -> ExtractReport:
-    """Extract the latents of one split; what is done, by sample id and identity, is not redone.
+    """Extract the latents of one split; what is done, by sample id and identity, stays.
 
     `held` keeps the encoder for the next call.
     Raises UsageError for a wrong request or a folder of another extraction; LaryError for a missing
@@ -153,7 +153,7 @@ def prepare_run(config: ExtractConfig, settings: Settings, held: Held | None = N
     values = settings.values()
     weights = locate_weights(model, values, config.weights)
     job = Job(config, settings.path("DATA_DIR"), table.path, weights, values, loaded_plugins())
-    # Where other processes encode, the weights' digest is all that is needed here: their devices are left alone.
+    # Where others encode, only the digest is needed here: their devices are left alone.
     alone = len(devices) == 1 and config.engine == "local"
     encoder = make_encoder(job, model, devices[0] if alone or config.dry_run else "cpu", held)
     record = deciding_fields(model, config.protocol, dataset.media)
@@ -170,6 +170,7 @@ def prepare_run(config: ExtractConfig, settings: Settings, held: Held | None = N
         "record": record,
         "weights_from": weights,
         "batch_size": config.batch_size,
+        "precision": config.precision,
         "parameters_m": encoder.parameters_m,
     }
     return Run(job, ref, table, devices, identity, details, folder, encoder)
@@ -340,16 +341,14 @@ def place_of(settings: Settings, control: ProbeControl) -> Settings:
     return load_settings(settings.values() | folders, environment={})
 
 
-def extract_changed(
-    config: ExtractConfig, control: ProbeControl, settings: Settings, held: Held | None = None
-) -> ExtractReport | None:
+def extract_changed(config: ExtractConfig, control: ProbeControl, settings: Settings) -> ExtractReport | None:
     """Extract changed frames; None where the latents hold each frame. Raises as `extract`."""
     if separate(open_latents(settings, LatentsRef.of(config)), config.protocol):
         return None
     moved, table = place_of(settings, control), read_input(config, settings)
     path = moved.path("LARY_ROOT") / TABLE_FOLDER / f"{config.dataset}_metadata_{config.split}.csv"
     write_csv(path, list(table.frame.columns), list(changed_rows(table, control)))
-    return extract(replace(config, input=path), moved, held)
+    return extract(replace(config, input=path), moved)
 
 
 def changed_rows(table: SampleTable, control: ProbeControl) -> Iterator[list[str]]:

@@ -21,7 +21,7 @@ from lary.results.folder import choice_of, settle, writing
 from lary.results.record import ALONE, FILE_NAME, EvalResult, NamedDigest, read_result, run_identity
 from lary.runs.extract import read_timing
 from lary.runs.tasks import ActionTask, ClassTask, ProbeConfig, frame_of, seeds_of, shared_groups
-from lary.runtime import in_threads, log, pick_devices, progress, provenance, set_arithmetic, within_memory
+from lary.runtime import in_threads, log, pick_devices, progress, provenance, within_memory
 from lary.settings import FOLDERS, Settings
 from lary.types import JsonDict, UsageError
 
@@ -32,7 +32,7 @@ Task = ClassTask | ActionTask
 
 # Options that leave the numbers of a run alone, and so are no part of its identity.
 NOT_DECIDING = ("device", "overwrite", "resume", "tracker")
-SMALLER = "lower --probe-batch-size, pool the tokens (--pool mean), or free the device"
+SMALLER = "lower --probe-batch-size, or pool the tokens (--pool mean)"
 LATER = ("classes", "media", "statistics", "targets", "tokens")
 """Inputs that results of earlier versions don't name."""
 
@@ -70,7 +70,7 @@ classify = regress = run_probe
 
 
 def run_member(config: ProbeConfig, settings: Settings, plugins: tuple[Path, ...], team: Team, device: str) -> None:
-    """Work of each process of a run on several devices; the first writes the result."""
+    """Work of each process of several; the first writes the result."""
     for plugin in plugins:
         load_plugin(plugin)
     train_and_write(task_of(config, settings), team, device)
@@ -104,7 +104,7 @@ def deciding_options(config: ProbeConfig) -> JsonDict:
 
 
 def probe_command(config: ProbeConfig, settings: Settings) -> list[str]:
-    """The command of a probe alone, whatever started it, with its folders and plug-ins."""
+    """The command of a probe alone, with its folders and plug-ins."""
     words = ["lary", "classify" if isinstance(config, ClassifyConfig) else "regress"]
     own, folders = vars(config), (settings.items[name] for name in FOLDERS)
     found = [(each.name, own[each.name]) for each in fields(config) if own[each.name] != each.default]
@@ -171,7 +171,6 @@ def train_and_write(task: Task, team: Team, device: str) -> None:
     from lary.probes.training import Session, tracking
 
     started = time.monotonic()
-    set_arithmetic(device)
     config, seeds, inputs = task.config, seeds_of(task.config), inputs_of(task)
     identity, folder = run_identity(inputs), run_folder(config, task.settings)
     tracker: TrackerName = config.tracker if team.leads and task.kind != "ridge" else "none"
@@ -182,6 +181,7 @@ def train_and_write(task: Task, team: Team, device: str) -> None:
             rows = (config.folds - 1) * (rows + len(task.splits["seen"].table))
         total = len(seeds) * task.probe.epochs * rows
         outcomes: list[Any] = []
+        waits: list[float] = []
         title = f"probe {config.dataset} {config.model}"
         with progress(total, title) if team.leads else nullcontext() as bar:
             for seed in seeds:
@@ -190,23 +190,21 @@ def train_and_write(task: Task, team: Team, device: str) -> None:
                 tracks = tracking(tracker, own, title, vars(config) | {"seed": seed})
                 with within_memory(device, SMALLER), tracks as tracked:
                     session = Session(
-                        protocol=config.protocol,
-                        preset=config.probe_preset,
-                        seed=seed,
-                        device=device,
-                        folder=own,
-                        progress=bar,
-                        identity=identity,
-                        tracker=tracked,
-                        team=team,
-                    )
+                        protocol=config.protocol, preset=config.probe_preset, seed=seed, device=device, folder=own,
+                        progress=bar, identity=identity, tracker=tracked, team=team, waits=waits,
+                        precision=config.precision,
+                    )  # fmt: skip
                     outcomes.append(task.train(session))
         if not team.leads:
             return
         devices = pick_devices(config.gpus, config.device, every=task.kind != "ridge")[: team.size]
         facts = run_facts(task, inputs, devices) | {"options": outcomes[0].settings}
         facts["provenance"] |= {"threads": torch.get_num_threads(), "processes": team.size, "devices": devices}
-        facts["timings"]["probe"] = round(time.monotonic() - started, 3)
+        spent, waited = time.monotonic() - started, sum(waits)
+        log.info("waited for latents in %.1f of %.1f s (%.0f %%)", waited, spent, 100 * waited / spent)
+        facts["timings"] |= {"probe": round(spent, 3), "waiting for latents": round(waited, 3)}
+        if "precision" in task.splits["train"].store:
+            facts["options"]["encoder_precision"] = task.splits["train"].store["precision"]
         result = task.write(run.work, outcomes, facts)
         warnings = [*result.warnings, *([] if config.folds else shared_groups(task.dataset, task.splits))]
         if task.model is None:
@@ -267,7 +265,7 @@ PICKED = {"attentive": "the head, in the last epoch,", "ridge": "the penalty"}
 
 
 def protocol_notes(task: Task) -> tuple[str, ...]:
-    """What the ``paper`` protocol changes in a run, and where the published code differs from it."""
+    """What ``paper`` changes, and where the published code differs from it."""
     if task.config.protocol != "paper":
         return ()
     picked = PICKED.get(task.kind, "the epoch")

@@ -71,7 +71,7 @@ def run_splits(
         given["overwrite"] = config.overwrite and replace_latents
         asked = ExtractConfig(**_of(ExtractConfig, given))
         reports.append(extract(asked, settings, held))
-        if probe.control in FRAME_CONTROLS and (changed := extract_changed(asked, probe.control, settings, held)):
+        if probe.control in FRAME_CONTROLS and (changed := extract_changed(asked, probe.control, settings)):
             reports.append(changed)
     held.clear()  # the probe needs the memory
     found = run_probe(probe, settings)
@@ -86,7 +86,7 @@ def probe_config(config: RunConfig) -> ProbeConfig:
     odd = [name for name, default in vars(ActionOptions()).items() if given.get(name, default) != default]
     kind: type[ProbeConfig] = ClassifyConfig
     if not isinstance(dataset.target, LabelSpace):
-        odd = ["probe_precision"] if "probe_precision" in given else []
+        odd = []
         kind = RegressConfig
     if odd:
         what, option = "classes" if kind is ClassifyConfig else "actions", odd[0].replace("_", "-")
@@ -107,7 +107,7 @@ def _of(kind: type[Any], values: Mapping[str, Any]) -> JsonDict:
 # The demo
 
 DEMO_PROCESSES = 4
-"""Most runs of the demo at once, each with one thread: small matrices gain little from more."""
+"""Most runs of the demo at once, each with one thread."""
 
 
 def run_demo(config: DemoConfig) -> int:

@@ -112,7 +112,7 @@ Outcome = RunReport | str
 
 
 def run_sweep(file: Path, config: SweepConfig, settings: Settings) -> int:
-    """Plan, run what isn't done, and print a table; returns the exit code. Raises UsageError."""
+    """Plan, run, print a table; returns the exit code. Raises UsageError."""
     plan = part_of(read_plan(file), config.part)
     print(f"{len(plan)} runs, those of one model and data set share their latents:")
     lacks = lacking(plan, settings)
@@ -197,12 +197,11 @@ def on_ray(plan: Sequence[Planned], config: SweepConfig, settings: Settings) -> 
 def do_group(
     group: Sequence[Planned], values: dict[str, str], plugins: tuple[Path, ...], gpus: str | None
 ) -> list[Outcome]:
-    """Do the runs of one group in a process of its own, on its GPUs or else the CPU."""
+    """Do the runs of one group on its GPUs, or else the CPU."""
     setup_logging()
     for plugin in plugins:
         load_plugin(plugin)
     settings = load_settings(values, environment={})
-    # Without GPUs of its own, a task still sees those of others.
     own: JsonDict = {"gpus": gpus} if gpus else {"gpus": None, "device": "cpu"}
     return [do(replace(each, config=replace(each.config, **own)), settings) for each in group]
 

@@ -61,7 +61,7 @@ def with_seeds(config: ProbeConfig) -> ProbeConfig:
 
 
 def seeds_of(config: ProbeConfig) -> tuple[int, ...]:
-    """The seeds to train with: ``--seeds``, the one of ``--seed``, or the default. Raises UsageError."""
+    """The seeds to train with: ``--seeds``, ``--seed``, or the default. Raises UsageError."""
     config = with_seeds(config)
     option, text = ("--seed", str(config.seed)) if config.seeds is None else ("--seeds", config.seeds)
     try:
@@ -214,7 +214,7 @@ def name_of(sample: Sample) -> str:
 
 
 def columns(table: SampleTable, mark: str = "") -> SampleColumns:
-    """Ids, media, groups and robot types of the samples of a split; ids and groups begin with `mark`."""
+    """Ids, media, groups and robot types of samples; ids and groups begin with `mark`."""
     found = ((mark + one.id, one.media, mark + one.group, one.embodiment) for one in table)
     return SampleColumns(*zip(*found, strict=True))
 
@@ -244,11 +244,11 @@ class ProbeTask:
     def latents(self, role: str, session: Session) -> LatentSource:
         """The latents of a split for the probe, in memory if small."""
         training = role == "train"
-        source = shown(self.splits[role], self.config, session.seed, training=training)
+        source = shown(self.splits[role].on(session.device), self.config, session.seed, training=training)
         return keep_in_memory(source, session.team.size)
 
     def folds(self, session: Session, targets: Array, labels: Ints | None = None) -> Iterator[Any]:
-        """Session, training split, evaluated latents, rows and samples of each fold; `targets` are pooled."""
+        """Session, training split, evaluated latents, rows, samples of each fold of pooled `targets`."""
         one, two = (split.table for split in self.splits.values())
         marks = ("", "") if one.root == two.root else (f"{one.split} ", f"{two.split} ")  # equal names are two episodes
         both = [vars(columns(*each)).values() for each in zip((one, two), marks, strict=True)]
@@ -291,12 +291,12 @@ class ClassTask(ProbeTask):
             labels, parts = np.concatenate([train.labels(), seen.labels()]), []
             for own, (source, targets, groups), latents, rows, samples in self.folds(session, labels, labels):
                 inputs = ClassifierInputs(source, targets, groups, latents, labels[rows], samples, self.classes)
-                parts.append(train_classifier(inputs, self.probe, own, self.config.precision))
+                parts.append(train_classifier(inputs, self.probe, own))
             whole: ClassificationOutcome = joined(parts)
             return replace(whole, train_counts=np.bincount(labels, minlength=len(self.classes)))
         training, validation = self.training(session, train.labels()), self.latents("seen", session)
         inputs = ClassifierInputs(*training, validation, seen.labels(), columns(seen), self.classes)
-        return train_classifier(inputs, self.probe, session, self.config.precision)
+        return train_classifier(inputs, self.probe, session)
 
     def write(self, work: Path, outcomes: Sequence[ClassificationOutcome], facts: JsonDict) -> EvalResult:
         """Write the output files; returns the record of the run."""

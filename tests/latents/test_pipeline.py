@@ -8,6 +8,7 @@ import torch
 
 from lary.latents.pipeline import Encoding
 from lary.latents.reading import Batch
+from lary.latents.store import narrow
 from lary.models.preprocess import DeviceNormaliser, normalise
 from lary.models.spec import MODELS, Preprocess
 from lary.types import Latents, Sample
@@ -28,7 +29,7 @@ def test_batches_on_an_accelerator_give_what_single_rows_give() -> None:
     class Sums:
         def encode(self, clips: torch.Tensor) -> Latents:
             clips = clips.float()
-            return Latents(clips.sum((3, 4)).unsqueeze(2), clips.sum((2, 3, 4)).long().unsqueeze(2))
+            return Latents(clips.sum((3, 4)).unsqueeze(2) / 7, clips.sum((2, 3, 4)).long().unsqueeze(2))
 
     rng = np.random.default_rng(1)
 
@@ -44,7 +45,7 @@ def test_batches_on_an_accelerator_give_what_single_rows_give() -> None:
         return Batch(0, rows, [0, 1, 3], samples, [["a"]] * 3, clips, shapes=there)
 
     batches = [batch(0), batch(4), batch(8)]
-    results = []
+    results: list[Any] = []
     for singly, dtype in itertools.product((True, False), ("float32", "uint8")):
         record: Any = Preprocess(size=8, mean=(0.5, 0.5, 0.5), dtype=dtype)  # type: ignore[arg-type]
         encoding = Encoding(Sums(), record, "cpu", "none", singly=singly)  # type: ignore[arg-type]
@@ -55,4 +56,11 @@ def test_batches_on_an_accelerator_give_what_single_rows_give() -> None:
                 found[current.rows[index]] = (tokens.tobytes(), tokens.shape, codes.tobytes())
         results.append(found)
     assert results[:2] == results[2:]
+    for kind in ("float16", "bfloat16"):  # rounded on the device, and not by the host
+        encoding = Encoding(Sums(), record, "cpu", "none", singly=False, dtype=kind)  # type: ignore[arg-type]
+        rounded = {batch.rows[i]: own for batch, rows in encoding.stream(iter(batches)) for i, own, _ in rows}
+        for row, (data, shape, _) in results[-1].items():
+            host = narrow(np.frombuffer(bytearray(data), np.float32).reshape(shape), kind)
+            device = narrow(rounded[row], kind)
+            assert (host.dtype, device.tobytes()) == (device.dtype, host.tobytes())
     assert sorted(results[0]) == [0, 1, 3, 4, 5, 8, 9, 11]

@@ -17,6 +17,7 @@ import torch
 from safetensors.numpy import load_file
 
 from lary.data.tables import SampleTable
+from lary.latents.ref import SplitLatents
 from lary.latents.sources import MOST_BYTES, NpzSource, ShardSource, Stamp, read_shard, read_stamp, read_tokens
 from lary.latents.writers import ShardStore, write_latents
 from lary.types import LaryError, MediaError
@@ -125,6 +126,12 @@ def test_shards_give_back_what_was_written(
     source.read([1, 2, 4, 5])
     np.testing.assert_array_equal(part, expected[[0, 7, 3]])
     np.testing.assert_array_equal(source.take([5, 2]).read([1, 0]), expected[[2, 5]])
+    split = SplitLatents(table, source, {}, 0, tmp_path)
+    assert split.on("cpu") is split
+    stored = split.on("cuda:1").source.read([7, 0])
+    assert stored.dtype == ("float16" if dtype == "float16" else "float32"), "CUDA widens it"
+    np.testing.assert_array_equal(stored.astype(np.float32), expected[[7, 0]])
+    assert source.read([1]).dtype == np.float32
     assert source.read([]).shape == (0, *expected.shape[1:])
     if dtype != "bfloat16":  # numpy has no such numbers
         found = load_file(store.folder / "shard_00000.safetensors")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lary.models.preprocess import prepare
-from lary.models.running import LoadedEncoder, build, load_model
+from lary.models.running import LoadedEncoder, as_latents, build, load_model
 from lary.models.spec import MODELS, ModelContext, ModelSpec, Preprocess
 from lary.types import RANDOM, LaryError, Latents, UsageError, WeightsIdentity
 from tests.helpers import fails, settings_of
@@ -62,10 +62,25 @@ def test_gradients_flow_through_every_published_model_and_bf16_is_near_fp32(name
     torch.testing.assert_close(latents.tokens, encoder.encode(clips).tokens.detach(), rtol=1e-4, atol=1e-5)
     assert half.shape == latents.tokens.shape
     assert half.isfinite().all()
+    each_time = drawn(name, precision="bf16", trainable=True).encode(clips.detach()).tokens.detach().float()
+    assert torch.equal(each_time, half), "weights rounded once are those that autocast rounds in every pass"
     if latents.codes is None or "latent" in MODELS.get(name).options:  # rows of a codebook may be a neighbour's
         assert not torch.equal(half, latents.tokens), "bf16 was not used"
         assert (torch.cosine_similarity(half.flatten(1), latents.tokens.flatten(1)) > 0.98).all()
     assert (rounded.identity, rounded.dim) == (encoder.identity, encoder.dim)
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, "random-vit"])
+def test_networks_mix_no_tensors_of_host_and_device(name: str) -> None:
+    """The meta device refuses a tensor of the CPU in an operation, as CUDA does."""
+    spec = tiny_record(name) if name in PUBLISHED else MODELS.get(name)
+    encoder, side = (
+        build(spec, ModelContext("meta", "corrected", RANDOM if spec.weights else None)),
+        spec.preprocess.size,
+    )
+    for frames in (2, 9):
+        tokens = as_latents(encoder.author.encode(torch.empty(3, frames, 3, side, side, device="meta"))).tokens
+        assert (tokens.device.type, len(tokens)) == ("meta", 3)
 
 
 def test_load_model_takes_frames_or_prepared_clips(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from lary.probes.classify import ClassifierTraining, in_bfloat16
+from lary.probes.classify import ClassifierTraining
 from lary.probes.outcome import ClassificationOutcome
 from lary.probes.presets import HeadSettings, ProbePreset
-from lary.probes.training import Session
+from lary.probes.training import Session, in_bfloat16
 from lary.types import LaryError, UsageError
 from tests.helpers import fails
 from tests.probes.made import TINY, InMemory, assert_same, changed, classifier_inputs, numbers, train

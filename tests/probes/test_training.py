@@ -19,7 +19,7 @@ import torch
 
 from lary.probes.regress import RegressorTraining
 from lary.probes.team import Team, launch
-from lary.probes.training import STATE_FILE, Session, tracking
+from lary.probes.training import STATE_FILE, Session, chosen_precision, tracking
 from lary.runtime import log
 from lary.types import LaryError, UsageError
 from tests.helpers import fails
@@ -217,3 +217,41 @@ def test_a_tracker_that_is_not_installed_is_named(name: Any, tmp_path: Path, mon
         pass
     with tracking("none", tmp_path, "my run", {}) as tracker:
         assert tracker is None
+
+
+def test_gradients_of_a_network_are_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    messages: list[int] = []
+
+    def double(tensor: torch.Tensor) -> None:  # as where both processes have the same
+        messages.append(tensor.numel())
+        tensor.mul_(2)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", double)
+    network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2), torch.nn.Linear(9, 9))
+    torch.autograd.backward(network[:2](torch.ones(5, 3)).sum())
+    before = [weight.grad.clone() for weight in network[:2].parameters() if weight.grad is not None]
+    Team(0, 2).add_gradients(network)
+    after = [weight.grad for weight in network[:2].parameters() if weight.grad is not None]
+    assert (messages, len(after), network[2].weight.grad) == ([26], 4, None)
+    assert all(torch.equal(new, 2 * old) for new, old in zip(after, before, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["attentive", "mlp", "dit"])
+def test_bfloat16_is_near_float32_and_named(kind: str) -> None:
+    plain, half = (train(kind, epochs=3, precision=precision) for precision in (None, "bf16"))
+    assert (plain.settings["precision"], half.settings["precision"]) == ("fp32", "bf16")
+    first, second = (numbers(each) for each in (plain, half))
+    assert any(not np.array_equal(first[name], second[name]) for name in first)
+    for name in first.keys() - {"history"}:
+        np.testing.assert_allclose(first[name], second[name], atol=0.2, rtol=0.2)
+    fails(UsageError, "--precision tf32: cpu has no TF32", train, kind, precision="tf32")
+
+
+def test_accelerators_train_in_tf32_but_not_as_published() -> None:
+    def chosen(device: str, protocol: Any, asked: str | None = None) -> str:
+        return chosen_precision(False, Session(protocol=protocol, seed=0, device=device, precision=asked))
+
+    assert [chosen("cuda:1", "corrected"), chosen("cuda:1", "paper"), chosen("cpu", "corrected")] == [
+        "tf32", "fp32", "fp32"
+    ]  # fmt: skip
+    assert [chosen("cuda:0", "corrected", "fp32"), chosen("cuda:0", "paper", "bf16")] == ["fp32", "bf16"]

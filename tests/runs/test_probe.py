@@ -41,7 +41,10 @@ def test_a_result_records_what_was_run_and_is_not_overwritten(made: Path, tmp_pa
     assert {name: (size.rows, size.groups) for name, size in result.dataset.splits.items()} == {
         "train": (30, 10), "val": (21, 7)
     }  # fmt: skip
-    assert (min(result.timings.values()) > 0, set(result.timings)) == (True, {"extract train", "extract val", "probe"})
+    stages = {"extract train", "extract val", "probe", "waiting for latents"}
+    assert (min(result.timings.values()) > 0, set(result.timings)) == (True, stages)
+    assert result.timings["waiting for latents"] < result.timings["probe"]
+    assert (result.options["precision"], result.options["encoder_precision"]) == ("fp32", "fp32")
     assert [len(digest) for digest in result.dataset.tables.values()] == [16, 16]
     source = result.provenance
     assert (source.devices, source.processes, source.threads) == (("cpu",), 1, torch.get_num_threads())
