@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import shutil
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lary.types import JsonDict, UsageError
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def train_lam(config: TrainLamConfig, settings: Settings) -> JsonDict:
     """Train a latent action model, or resume; returns the content of ``training.json``.
 
-    Raises UsageError for contradicting options or another training in the folder, LaryError for
-    one that diverged or, where that is asked for, collapsed.
+    Raises UsageError for wrong options or another training in the
+    folder, LaryError for one that diverged or collapsed.
     """
     from lary.files import read_json, remove_torn
     from lary.lam import training
@@ -64,7 +64,7 @@ def train_member(
     for plugin in plugins:
         load_plugin(plugin)
     backbone = open_backbone(config, settings, device)
-    pairs = open_mixture(
+    pairs: Any = open_mixture(
         config.dataset,
         settings,
         config.seed,
@@ -75,6 +75,7 @@ def train_member(
     )
     title, tracker = f"training on {backbone.spec.name}", config.tracker if team.leads else "none"
     with (
+        closing(pairs),  # its readers are free for what comes next in this process
         progress(config.steps, title, "step") if team.leads else nullcontext() as bar,
         tracking(tracker, config.out, config.out.name, asdict(config)) as tracked,
     ):

@@ -45,11 +45,9 @@ def replace_published(
 ) -> None:
     """Overwrite unused rows with copies of used ones, as published.
 
-    Args:
-        codebook: (K, Q), changed in place.
-        used: forwards in which each code occurred, int64 (K,); cleared.
-        batch: samples of a forward on this process.
-        permute, normal: the draws, in this order.
+    Changes the codebook (K, Q) in place, and clears `used`, int64
+    (K,): forwards in which a code occurred. `batch` samples are in
+    a forward on this process.
     """
     idle = used.float() / batch < LEAST
     free, kept = idle.nonzero().flatten(), (~idle).nonzero().flatten()
@@ -141,12 +139,9 @@ def monitor_due(step: int, total: int) -> bool:
 
 
 class Monitor:
-    """Signals of a model's health on fixed held-out pairs.
+    """Signals of a model's health on raw held-out pairs (M, 2, ...).
 
-    Args:
-        embed: `LamTraining.embed`, for a network and raw pairs (B, 2, ...).
-        pairs: raw held-out pairs, (M, 2, ...).
-        batch: pairs per forward pass.
+    `embed` is `LamTraining.embed`, `batch` pairs pass at once.
     """
 
     def __init__(self, embed: Callable[..., Any], pairs: Tensor, batch: int, seed: int) -> None:
@@ -236,9 +231,9 @@ ALARMS: dict[str, tuple[Callable[[float, float], bool], float, str]] = {
     "closest_codes": (lt, 1e-3, "two codes are copies of each other"),
     "quantisation_error": (gt, 1.0, "the noise is longer than the latent"),
     "latent_spread": (lt, 0.05, "the latent is nearly constant"),
-    "gap": (lt, 0.01, "the decoder ignores the action (another one's gap is {gap:.1%})"),
-    "static_ratio": (gt, 0.5, "the latent is about the picture ({static_ratio:.2f} of it without motion)"),
-    "margin": (le, 0.0, "the error is not below that of copying the first frame"),
+    "gap": (lt, 0.01, "the decoder ignores the action (gap {gap:.1%})"),
+    "static_ratio": (gt, 0.5, "the latent is about the picture (ratio {static_ratio:.2f})"),
+    "margin": (le, 0.0, "copying the first frame is as good"),
     "static_pairs": (gt, 0.05, "{static_pairs:.0%} of the pairs are static"),
 }
 """By signal: when it is wrong, and what that means."""

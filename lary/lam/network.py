@@ -1,10 +1,10 @@
 """Networks in training: a latent action model with its decoder, its backbone, UniVLA's quantizer."""
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,6 @@ from lary.models.weights import Checkpoint, random_weights
 from lary.nets import CODE_STACKS, code_rows
 from lary.nets.lam import LaqTransformer, LatentActionModel
 from lary.nets.spacetime import nearest_rows
-from lary.runtime import memory_bytes
 from lary.settings import Settings
 from lary.types import RANDOM, JsonDict, LaryError, UsageError, WeightsIdentity
 
@@ -37,12 +36,11 @@ SILENT = "spatial_rel_pos_bias.net.2.bias"
 """A constant under a softmax: its gradient is rounding, which Adam turns into full steps."""
 
 
-@dataclass(frozen=True)
-class Forward:
-    """Latent (B, N, Q), codes (B, N) and tokens (B, N, D).
+class Forward(NamedTuple):
+    """Latent (B, N, Q), codes (B, N), tokens (B, N, D) and frames.
 
-    `reconstruction` and `target` are second frames
-    (B, 3, H', W') in [0, 1], or features (B, H, W, D).
+    These are second frames (B, 3, H', W') in [0, 1], or their
+    features (B, H, W, D).
     """
 
     latent: Tensor
@@ -53,7 +51,7 @@ class Forward:
 
     @property
     def loss(self) -> Tensor:
-        """The mean squared error over all elements, as published."""
+        """The mean squared error, as published."""
         return F.mse_loss(self.reconstruction.float(), self.target.float())
 
 
@@ -100,13 +98,11 @@ class TrainableModel(LatentActionModel):
         noise: Tensor,
         latent: Tensor | None = None,
     ) -> Forward:
-        """Encode, quantize and decode embedded pairs.
+        """Encode, quantize and decode embedded pairs (B, 2, H, W, D).
 
-        Args:
-            embedded: (B, 2, H, W, D).
-            pixels: second frames (B, 3, H', W') in [0, 1], which models of pixels need.
-            noise: standard-normal, (B, N, Q).
-            latent: (B, N, Q), if it is known already.
+        `pixels` are second frames in [0, 1], for models of pixels;
+        `noise` (B, N, Q) is standard-normal; `latent` (B, N, Q) may
+        be known already.
         """
         if latent is None:
             latent = self.latent(embedded).float()
@@ -123,15 +119,9 @@ class TrainableModel(LatentActionModel):
 class FrozenBackbone:
     """The frozen encoder of frames, and the network's sizes.
 
-    Attributes:
-        spec: its record.
-        sizes: arguments of `LatentActionModel`.
-        preprocess: what it is given.
-        identity: names its weights.
-        encode: prepared pairs (B, 2, 3, H', W') to features
-            (B, 2, H, W, D); None where the network itself
-            embeds pixels.
-        module: what `encode` runs.
+    `encode` takes pairs (B, 2, 3, H', W') that are prepared by
+    `preprocess` to features (B, 2, H, W, D), by `module`; it is
+    None where the network itself embeds pixels.
     """
 
     spec: ModelSpec
@@ -211,8 +201,8 @@ def open_backbone(config: TrainLamConfig, settings: Settings, device: str) -> Fr
             raise LaryError(f"its features of a pair have shape {tuple(shape)}, not a square per frame")
     except (LaryError, RuntimeError, ValueError, IndexError) as error:
         raise UsageError(
-            f"--backbone {spec.name}: nothing can be trained on it at {side} x {side} pixels, since "
-            f"{str(error).rstrip('.')}. Choose one that encodes single frames into a square of cells."
+            f"--backbone {spec.name}: nothing can be trained on it at {side} x {side} pixels, "
+            f"since {str(error).rstrip('.')}."
         ) from error
     if not family:  # cells may not be a whole number of pixels: only the grid counts
         sizes |= {"dim": shape[-1], "image_size": shape[2], "patch_size": 1}
@@ -286,53 +276,6 @@ def average_weights(averages: Any, weights: Any, updates: Any) -> None:
     torch._foreach_lerp_(averages, weights, 1 - decay)
 
 
-def check_fit(sizes: Mapping[str, Any], batch: int, copies: int, device: str) -> None:
-    """Refuse a training that memory can't hold. Raises UsageError.
-
-    That is `copies` of the weights, and what `batch` pairs keep
-    for the gradient, which is counted on the device ``meta``.
-    """
-    kept: dict[int, int] = {}
-
-    def count(value: Tensor) -> Tensor:
-        memory = value.untyped_storage()
-        kept[memory._cdata] = 0 if value.is_leaf else memory.nbytes()
-        return value
-
-    grid, side = int(sizes["image_size"] / sizes["patch_size"]), sizes["image_size"]
-    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(count, lambda value: value):
-        network = TrainableModel(**sizes)
-        embedded = torch.zeros(1, 2, grid, grid, sizes["dim"], requires_grad=True) + 0
-        pixels = torch.zeros(1, 3, side, side) if network.patch else None
-        noise = torch.zeros(1, sizes["code_seq_len"], sizes["quant_dim"])
-        loss = network(embedded, pixels, noise).loss
-    weights = 4 * copies * sum(value.numel() for value in network.parameters())
-    held = batch * sum(kept.values())
-    free = memory_bytes(free=True)
-    if device.startswith("cuda"):
-        free = torch.cuda.mem_get_info(device)[0]
-    if loss.requires_grad and weights + held > free:
-        raise UsageError(
-            f"The training needs about {weights / 1e9:.1f} GB for weights and moments, and {held / 1e9:.1f} GB for "
-            f"{batch} pairs at once; {device} has {free / 1e9:.1f} GB free: take a smaller --batch-size or network."
-        )
-
-
-class TrainingPairs(Protocol):
-    """Pairs (B, 2, 3, H, W) uint8, or features (B, 2, H, W, D).
-
-    They are functions of global sample numbers alone.
-    """
-
-    def batch(self, step: int, numbers: Sequence[int]) -> Tensor: ...
-
-    def ids(self, numbers: Sequence[int]) -> list[str]: ...
-
-    def heldout(self, count: int) -> Tensor: ...
-
-    def manifest(self) -> JsonDict: ...
-
-
 class StraightQuantizer(nn.Module):
     """UniVLA's quantizer (Bu et al. 2025, arXiv 2505.06111).
 
@@ -353,16 +296,13 @@ class StraightQuantizer(nn.Module):
         """Quantize latents (B, N, Q).
 
         Returns rows, through which gradients pass straight, codes
-        (B, N), and the losses of codebook and commitment.
+        (B, N), and the losses of codebook and commitment, of which
+        the second is added with the factor `beta`.
         """
         rows, codes = nearest_rows(x, self.codebook.weight.detach())
         chosen = self.codebook(codes)
         self.usage += F.one_hot(codes, len(self.usage)).amax(dim=1).sum(dim=0)
         return rows, codes, F.mse_loss(chosen, x.detach()), F.mse_loss(x, chosen.detach())
-
-    def penalty(self, codebook_loss: Tensor, commitment: Tensor) -> Tensor:
-        """What is added to the error of the reconstruction."""
-        return codebook_loss + self.beta * commitment
 
     @torch.no_grad()
     def restart(self, permutation: Tensor) -> Tensor:

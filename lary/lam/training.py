@@ -6,25 +6,22 @@ A training is a folder with files that are whole at any time:
     the weights by their published keys, averaged ones if they
     are averaged, without those of the backbone.
 ``training.json``
-    ``schema`` (1), ``options`` (of `TrainLamConfig`), ``sizes``
-    (of `LatentActionModel`), ``backbone`` (``model``, ``seed``,
-    and the fields of `WeightsIdentity`), ``preprocess``,
-    ``steps`` so far, ``finished``, ``weights_digest``,
-    ``manifest`` (of the pairs), ``curves`` (``train``,
-    ``monitor``, ``validation``: rows with a ``step``),
-    ``verdict`` (of the monitor's last row), ``waited`` (share
-    of the time spent on reading) and ``versions``.
+    the record that `LamTraining.save` writes: ``sizes`` are
+    those of `LatentActionModel`, ``backbone`` has ``model`` and
+    the fields of `WeightsIdentity`, ``curves`` have rows with a
+    ``step``, ``verdict`` is of the monitor's last row, and
+    ``waited`` the share of the time spent on reading.
 ``.work/state.pt``
     what resumes it.
 ``published.pt``
-    with ``--export published``: the flat form of the published
-    code, backbone included.
+    with ``--export published``: the flat published form.
 """
 
 import json
 import math
 import time
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,11 +42,9 @@ from lary.lam.network import (
     SILENT,
     FrozenBackbone,
     TrainableModel,
-    TrainingPairs,
     average_weights,
     backbone_tensors,
     build_network,
-    check_fit,
     make_optimizer,
 )
 from lary.models.preprocess import DeviceNormaliser
@@ -61,7 +56,6 @@ CLIP = 0.5
 """Largest norm of all gradients together, as published."""
 WEIGHTS, RECORD, PUBLISHED = "model.safetensors", "training.json", "published.pt"
 WORK, STATE = ".work", "state.pt"
-NAMED = 8  # samples in an error
 NOT_DECIDING = {
     "out", "steps", "gpus", "device", "workers", "cache_features", "export", "tracker",
     "checkpoint_minutes", "overwrite", "stop_on_collapse",
@@ -75,14 +69,15 @@ class LamTraining:
     Noise and order are functions of seed, step and global sample
     numbers; processes share every batch. ``paper`` has the rule
     `PublishedRule`, ``corrected`` has `CorrectedRule`, a codebook
-    that starts on latents, and a frozen `SILENT`.
+    that starts on latents, and a frozen `SILENT`. `pairs` offer
+    what `PairMixture` does; they may be features (B, 2, H, W, D).
     """
 
     def __init__(
         self,
         config: TrainLamConfig,
         backbone: FrozenBackbone,
-        pairs: TrainingPairs,
+        pairs: Any,
         session: Session,
     ) -> None:
         self.config, self.backbone = config, backbone
@@ -91,45 +86,47 @@ class LamTraining:
         self.corrected = config.recipe == "corrected"
         self.rate = config.lr or backbone.spec.ablation.get("learning rate") or 1e-4
         sizes, share = backbone.sizes, -(-config.batch_size // self.team.size)
+        if config.batch_size < self.team.size:
+            count = f"{self.team.size} processes"
+            raise UsageError(f"--batch-size {config.batch_size}: it is shared by {count}.")
         self.rows = sizes["code_seq_len"], sizes["quant_dim"]
         name, known = backbone.spec.name, backbone.spec.options
         if config.export == "published" and "features" not in known:
-            raise UsageError(f"--export published: no published code has the backbone '{name}'.")
+            raise UsageError(f"--export published: none is known for the backbone '{name}'.")
         network = build_network(sizes, config.seed, name)
-        check_fit(sizes, share, 4 + config.averaging, self.device)
         self.network: TrainableModel = network.to(self.device)
         self.average: Any = None
+        self.result = self.network  # what is saved and monitored
         if config.averaging:
             self.average = AveragedModel(network, multi_avg_fn=average_weights)
+            self.result = self.average.module
+        kind, mixed = torch.device(self.device).type, config.precision == "bf16"
+        self.autocast = partial(torch.autocast, kind, torch.bfloat16, enabled=mixed)
         if self.corrected:
             network.get_parameter(SILENT).requires_grad_(False)
         self.optimizer = make_optimizer(network, self.rate, config.weight_decay)
-        kind = CorrectedRule if self.corrected else PublishedRule
-        self.rule: Any = kind(sizes["codebook_size"], self.device, config.seed)
+        rule = CorrectedRule if self.corrected else PublishedRule
+        self.rule: Any = rule(sizes["codebook_size"], self.device, config.seed)
         self.normalise = DeviceNormaliser(backbone.preprocess, self.device)
         self.step = 0
-        self.curves: dict[str, list[JsonDict]] = {"train": [], "monitor": [], "validation": []}
+        names = "train", "monitor", "validation"
+        self.curves: dict[str, list[JsonDict]] = {each: [] for each in names}
         self.since: list[float] = []  # losses since the last row of the curve
-        self.heldout, self.manifest = pairs.heldout(config.monitor_pairs), pairs.manifest()
+        self.heldout: Tensor = pairs.heldout(config.monitor_pairs)
+        self.manifest = pairs.manifest()
         self.monitor = Monitor(self.embed, self.heldout, share, config.seed)
         self.began = self.saved = time.monotonic()
         self.waited = 0.0
         self.first: Tensor | None = None
 
-    @property
-    def result(self) -> TrainableModel:
-        """The network that is saved and monitored: the averaged one, if there is one."""
-        found: TrainableModel = self.network if self.average is None else self.average.module
-        return found
-
     def read(self, first: int) -> Tensor:
         """This process's pairs of the batch that begins with a sample."""
         if self.first is not None:
-            found, self.first = self.first, None
-            return found
+            kept, self.first = self.first, None
+            return kept
         began = time.monotonic()
         numbers = range(first, first + self.config.batch_size)
-        found = self.pairs.batch(self.step, numbers[self.team.share])
+        found: Tensor = self.pairs.batch(self.step, numbers[self.team.share])
         self.waited += time.monotonic() - began
         return found
 
@@ -137,13 +134,8 @@ class LamTraining:
         """Normal values (count, N, Q) by the seed and what names the draw."""
         return torch.randn((count, *self.rows), generator=seeded(self.config.seed, *parts))
 
-    def autocast(self) -> Any:
-        """The arithmetic of forward passes."""
-        kind = torch.device(self.device).type
-        return torch.autocast(kind, torch.bfloat16, enabled=self.config.precision == "bf16")
-
     def embed(self, network: TrainableModel, pairs: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Embedded pairs (B, 2, H, W, D), and second frames in [0, 1] for models of pixels."""
+        """Embedded pairs (B, 2, H, W, D), and the frames to predict."""
         pairs = pairs.to(self.device, non_blocking=True)
         if pairs.dtype != torch.uint8:
             return pairs.float(), None
@@ -158,7 +150,7 @@ class LamTraining:
         return torch.bincount(codes.flatten(), minlength=len(self.rule.used))
 
     def run(self) -> None:
-        """Train from the saved state to the end. Raises as `lary.lam.train_lam`."""
+        """Train to the end. Raises as `lary.lam.train_lam`."""
         own, bar = self.config, self.session.progress
         self.load()
         if bar:
@@ -171,19 +163,27 @@ class LamTraining:
                 self.watch()
             if self.step >= own.steps:
                 break
-            self.update()
+            try:
+                self.update()
+            except RuntimeError as error:
+                if "memory" not in str(error):
+                    raise
+                raise LaryError(
+                    f"Memory is too small for {own.batch_size} pairs: pass a smaller "
+                    "--batch-size, with --accumulate, or a smaller network."
+                ) from error
             if time.monotonic() - self.saved >= 60 * own.checkpoint_minutes:
                 self.save()
             if bar:
                 bar.advance()
         self.save(finished=True)
-        share = self.waited / (time.monotonic() - self.began)
         if self.team.leads:
+            share = self.waited / (time.monotonic() - self.began)
             log.info("%.1f %% of the time was spent on reading", 100 * share)
 
     @torch.no_grad()
     def start_codebook(self) -> None:
-        """Put the rows of the codebook on latents of the first batch, which is kept."""
+        """Put the codebook's rows on latents of the first batch."""
         pairs = self.read(0)
         with self.autocast():
             latent = self.network.latent(self.embed(self.network, pairs)[0]).float()
@@ -224,7 +224,9 @@ class LamTraining:
             self.fail(values[0])
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        restarted = self.restart(found.latent.detach()) if self.corrected else 0
+        restarted = 0
+        if self.corrected:
+            restarted = self.restart(found.latent.detach())
         if self.average is not None:
             self.average.update_parameters(network)
         names = "loss", "gradient", "codebook_gradient", "codes"
@@ -285,18 +287,16 @@ class LamTraining:
             self.session.tracker.log(values, step=self.step)
 
     def fail(self, loss: float) -> None:
-        """Raise LaryError for a step whose loss or gradient isn't finite."""
+        """Raise LaryError for a loss or gradient that isn't finite."""
         size = self.config.accumulate * self.config.batch_size
-        first = self.step * size
-        names = self.pairs.ids(range(first, first + min(size, NAMED)))
-        more = f" and {size - NAMED} more" if size > NAMED else ""
+        names = self.pairs.ids(range(self.step * size, (self.step + 1) * size))
         raise LaryError(
-            f"The training diverged in step {self.step} (loss {loss:g}) with the samples "
-            f"{', '.join(names)}{more}: check them, or pass a smaller --lr than {self.rate:g}."
+            f"The training diverged in step {self.step} (loss {loss:g}): check its samples, or "
+            f"pass a smaller --lr than {self.rate:g}. They are {', '.join(names)}."
         )
 
     def watch(self) -> None:
-        """Add the monitor's signals. Raises LaryError for a collapse, where asked for."""
+        """Add the monitor's signals. Raises LaryError for a collapse."""
         rows, stop = self.curves["monitor"], torch.zeros((), device=self.device)
         if self.team.leads:
             with self.autocast():
@@ -307,27 +307,28 @@ class LamTraining:
             self.track({f"monitor/{name}": value for name, value in row.items()})
             log.info("step %d, %s", self.step, found["text"])
             rows.append(row | {"state": found["state"]})
-            # Before the first steps, a drawn codebook is always collapsed.
+            # A drawn codebook, at step 0, may look collapsed.
             last = [each["state"] == "collapsed" for each in rows[-2:] if each["step"]]
             stop += self.config.stop_on_collapse and last == [True] * 2
         self.team.add(stop)
         if stop:
             self.save(finished=True)
             raise LaryError(
-                f"The codebook collapsed, and the training was stopped at step {self.step}: take "
-                "--recipe corrected, another --codebook-size or --lr, or look at the data."
+                f"The codebook collapsed, and the training was stopped at step "
+                f"{self.step}: try --recipe corrected, or another --lr."
             )
 
     def inputs(self) -> JsonDict:
         """What decides the numbers, by the words of messages."""
-        options = {name: str(value) for name, value in vars(self.config).items()}
-        own = {f"--{name}".replace("_", "-"): options[name] for name in options.keys() - NOT_DECIDING}
-        own["weights of the backbone"] = self.backbone.identity.digest
+        own = {"backbone": self.backbone.identity.digest}
+        for name, value in vars(self.config).items():
+            if name not in NOT_DECIDING:
+                own[f"--{name}".replace("_", "-")] = str(value)
         data = [self.manifest, asdict(self.backbone.preprocess)]
-        return own | {"data": digest(json.dumps(data, sort_keys=True, default=str))}
+        return own | {"data": digest(json.dumps(data, default=str))}
 
     def load(self) -> None:
-        """Take up the state in the folder, if there is one. Raises UsageError."""
+        """Take up the folder's state, if any. Raises UsageError."""
         path = self.session.folder and self.session.folder / WORK / STATE
         if path is None or not path.exists():
             return
@@ -339,8 +340,8 @@ class LamTraining:
             raise UsageError(f"{path} can't be read ({reason}): pass --overwrite to start anew.") from error
         if other := [name for name in inputs if inputs[name] != before.get(name)]:
             raise UsageError(
-                f"{self.session.folder} holds another training, with other {', '.join(sorted(other))}: "
-                "pass --overwrite to replace it, or another --out."
+                f"{self.session.folder} holds another training, with other "
+                f"{', '.join(sorted(other))}: pass --overwrite, or another --out."
             )
         for name in ("network", "average", "optimizer"):
             if state[name] is not None:
@@ -352,7 +353,7 @@ class LamTraining:
             log.info("%s: resuming after step %d", path, self.step)
 
     def save(self, *, finished: bool = False) -> None:
-        """Write state, weights and record, each whole or not at all. Raises LaryError."""
+        """Write state, weights and record. Raises LaryError."""
         folder, self.saved = self.session.folder, time.monotonic()
         if folder is None or not self.team.leads:
             return

@@ -223,9 +223,8 @@ def _load_backbone(
     config = model_class.config_class(**features["config"])
     model = transformers_model(model_class, config, found, lambda: named, "cpu")
     tower = getattr(model, "vision_model", model)
-    if getattr(tower, "use_head", False):  # a pooling head, which nothing needs
+    if getattr(tower, "use_head", False):  # a pooling head
         tower.use_head = False
-        del tower.head
     registers = getattr(model.config, "num_register_tokens", 0) or 0
     return PatchTokens(model, features["leading"] + registers, grid), own
 

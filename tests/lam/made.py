@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lary.lam.configs import TrainLamConfig
 from lary.lam.network import FrozenBackbone
@@ -20,13 +21,15 @@ SIZES: dict[str, Any] = {
     "temporal_depth": 1, "dim_head": 8, "heads": 2, "code_seq_len": 4, "patch_input": True, "pixel_output": True,
 }  # fmt: skip
 """Of a network of pixels, 16 x 16."""
+FEATURES = {"dim": 12, "patch_input": False, "pixel_output": False}
+"""What is other in one of features."""
 
 
 class MadePairs:
     """A bright square on a drawn background, which moves by up to four pixels."""
 
-    def __init__(self, *, still: bool = False, broken: Sequence[int] = ()) -> None:
-        self.still, self.broken = still, broken
+    def __init__(self, *, still: bool = False, features: bool = False, broken: Sequence[int] = ()) -> None:
+        self.still, self.features, self.broken = still, features, broken
 
     def pair(self, number: int) -> np.ndarray:
         draw = np.random.default_rng([7, number])
@@ -39,8 +42,9 @@ class MadePairs:
 
     def batch(self, step: int, numbers: Sequence[int]) -> Tensor:
         found = torch.from_numpy(np.stack([self.pair(number) for number in numbers]))
-        if set(self.broken) & set(numbers):
-            return torch.full(found.shape, torch.nan)[..., :8, :8]  # features that aren't finite
+        if self.features:  # as a cache gives them: (B, 2, 8, 8, 12)
+            found = F.pixel_unshuffle(found / 255, 2).movedim(2, -1)
+            found[[number in self.broken for number in numbers]] = torch.nan
         return found
 
     def ids(self, numbers: Sequence[int]) -> list[str]:

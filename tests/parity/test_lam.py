@@ -180,7 +180,7 @@ def test_quantizer_of_univla_equals_the_published_one(name: str) -> None:
     x = torch.from_numpy((drawn * 2 - 1) * np.float32(1.5 / rows)).requires_grad_()
     found, codes, codebook_loss, commitment = quantizer(x)
     error = torch.nn.functional.mse_loss(found, torch.from_numpy(case.draw("target", "none")))
-    loss = error + quantizer.penalty(codebook_loss, commitment)
+    loss = error + codebook_loss + quantizer.beta * commitment
     loss.backward()
     values = {"mse": error, "q_loss": codebook_loss, "commit_loss": commitment, "loss": loss}
     for key, value in values.items():
