@@ -73,6 +73,10 @@ def train_member(
         distances=config.distance,
         workers=config.workers,
     )
+    if config.cache_features:
+        from lary.lam.features import FeaturePairs
+
+        pairs = FeaturePairs(pairs, backbone, settings.path("LARY_LA_DIR") / "features", device)
     title, tracker = f"training on {backbone.spec.name}", config.tracker if team.leads else "none"
     with (
         closing(pairs),  # its readers are free for what comes next in this process

@@ -251,3 +251,14 @@ def verdict(row: dict[str, Any]) -> dict[str, Any]:
     good = "perplexity {perplexity:.2f} of {codes} codes, margin {margin:.0%}"
     text = "; ".join(found.values()) or good
     return {"state": state, "alarms": [*found], "text": f"{state}: {text.format(**row)}"}
+
+
+def code_entropy(latents: Tensor, codebook: Tensor) -> Tensor:
+    """The entropy, in nats, of soft choices of codes over latents (B, N, Q).
+
+    A choice goes by squared distance, in units of its deviation.
+    """
+    away = torch.cdist(latents.flatten(0, 1), codebook).square()
+    soft = (-away / away.detach().std()).softmax(dim=-1).mean(dim=0)
+    found: Tensor = torch.special.entr(soft).sum()
+    return found

@@ -109,7 +109,7 @@ class PairSource:
     ) -> None:  # fmt: skip
         if not groups:
             raise UsageError(f"There are no pairs in {name}: it has no images, videos or rows that may be trained on.")
-        self.name, self.weight, self.unit, self._about = name, weight, unit, about
+        self.name, self.weight, self.unit, self._about, self.count = name, weight, unit, about, len(groups)
         self.distance = None if distance is None else parse_distance(distance, name)
         counts, held, pairs = Counter(groups), set[str](), 0
         names = sorted(counts, key=digest)  # the same on every machine

@@ -33,6 +33,7 @@ from lary.lam.codebook import (
     CorrectedRule,
     Monitor,
     PublishedRule,
+    code_entropy,
     monitor_due,
     seeded,
     verdict,
@@ -202,9 +203,11 @@ class LamTraining:
             drawn = noise[part * size : (part + 1) * size][team.share].to(self.device)
             with self.autocast():
                 found = network(*self.embed(network, pairs), drawn)
-            loss = found.loss * (len(pairs) / size / own.accumulate)
-            torch.autograd.backward(loss)
-            total += loss.detach()
+            loss, ratio = found.loss, len(pairs) / size / own.accumulate
+            total += loss.detach() * ratio
+            if own.entropy:
+                loss = loss - own.entropy * code_entropy(found.latent, book)
+            torch.autograd.backward(loss * ratio)
             uses = self.uses(found.codes)
             whole = uses.clone()
             team.add(whole)

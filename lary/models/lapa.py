@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 Options = Mapping[str, Any]
 LATENTS = ("continuous", "quantized", "noisy")
 """What tokens are: the latent, its codebook rows, or draws around it."""
+DECODER = {"dec_spatial_transformer.", "to_pixels_first_frame."}
 TOKENIZER_FIELDS = ("z_channels", "ch", "ch_mult", "num_res_blocks", "in_channels", "out_ch")
 ABLATION = re.compile(r"dinov3-(cs(\d+)_sl(\d+)_dim(\d+)_lr([0-9.]+[eE][-+]?[0-9]+))")
 """Codebook size, code length, width of a code, learning rate.
@@ -99,19 +100,32 @@ class LatentActions(NetworkEncoder):
         self._latent: str = options["latent"]
         if self._latent not in LATENTS:
             raise UsageError(f"Latent '{self._latent}' of '{spec.name}': there is {', '.join(LATENTS)}.")
-        layout = weight_layout("laq")
-        if spec.weights and spec.weights.folder:
-            layout = replace(layout, files=(spec.weights.folder,))
-        found = find_weights(spec, context, layout)
-        tensors = read_tensors(found.files, layout) if found.seed is None else {}
-        network, features = load_network(spec, options, found, tensors, context.settings)
-        identity = found.identity
-        if found.seed is None:
-            identity = replace(identity, digest=digest(identity.digest, features))
+        network, identity = self.open(spec, context)
         super().__init__(spec, context, identity, network.dim)
         self._network = network.to(context.device)
         self._seed = context.seed
         self._size = spec.preprocessing(context.protocol).size
+
+    @staticmethod
+    def open(spec: ModelSpec, context: ModelContext, kind: Any = None) -> tuple[Any, WeightsIdentity]:
+        """The network on the CPU, and the name of its weights.
+
+        A `kind` of `LatentActionModel` with a decoder has the
+        decoder's weights, too. Raises as `load_network`.
+        """
+        layout = weight_layout("laq")
+        if spec.weights and spec.weights.folder:
+            layout = replace(layout, files=(spec.weights.folder,))
+        found = find_weights(spec, context, layout)
+        if kind is not None:
+            layout = replace(layout, unused=tuple(set(layout.unused) - DECODER))
+        tensors = read_tensors(found.files, layout) if found.seed is None else {}
+        options = spec.options_under(context.protocol)
+        network, features = load_network(spec, options, found, tensors, context.settings, kind)
+        identity = found.identity
+        if found.seed is None:
+            identity = replace(identity, digest=digest(identity.digest, features))
+        return network, identity
 
     def encode(self, clips: Tensor) -> Latents:
         """Clips (B, T, 3, H, W) to latents on the device. Raises LaryError."""
@@ -124,8 +138,7 @@ class LatentActions(NetworkEncoder):
     def run(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         """Clips (B, T, 3, H, W) to tokens (B, P, N, D) and codes (B, P, N)."""
         network = self._network
-        embedded = network.embed(clips.flatten(0, 1)).unflatten(0, clips.shape[:2])
-        latent = network.latent(neighbour_pairs(embedded).flatten(0, 1))
+        latent = network.latent(neighbour_pairs(self.embed(clips)).flatten(0, 1))
         codes = network.vq.codes(latent)
         rows = latent
         if self._latent == "quantized":
@@ -134,6 +147,10 @@ class LatentActions(NetworkEncoder):
             rows = network.vq.with_noise(latent, codes, self._draw(clips, latent))
         steps = (len(clips), -1)
         return network.vq.tokens(rows).unflatten(0, steps), codes.unflatten(0, steps)
+
+    def embed(self, clips: Tensor) -> Tensor:
+        """Clips (B, T, 3, H', W') to embedded frames (B, T, H, W, D)."""
+        return self._network.embed(clips.flatten(0, 1)).unflatten(0, clips.shape[:2])
 
     def _draw(self, clips: Tensor, latent: Tensor) -> Tensor:
         """Normal values like `latent` (B * P, N, Q), from seed and own frames."""
@@ -153,7 +170,7 @@ MODELS.add_family(ablation)
 
 
 def load_network(
-    spec: ModelSpec, options: Options, found: Checkpoint, tensors: Tensors, settings: Options
+    spec: ModelSpec, options: Options, found: Checkpoint, tensors: Tensors, settings: Options, kind: Any = None
 ) -> tuple[LatentActionModel, str]:
     """The network that a record's options describe, with its weights.
 
@@ -165,6 +182,7 @@ def load_network(
             and ``features`` (the encoder of frames, or None).
         found: where the tensors come from.
         settings: variables that name the encoder's own files.
+        kind: a `LatentActionModel` with a decoder, or None.
 
     Returns:
         The network, and the digest of the encoder's
@@ -178,7 +196,7 @@ def load_network(
 
     try:
         with torch.device("meta"):
-            network = LatentActionModel(**options["network"])
+            network = (kind or LatentActionModel)(**options["network"])
     except (TypeError, ValueError) as error:
         raise UsageError(f"Model '{spec.name}' can't be built: {error}.") from error
     features, own = options["features"], ""

@@ -221,8 +221,9 @@ REVISION = re.compile(r"(?!.*\.\.)\w[\w./+-]{0,254}")
 
 MODELS: Registry[ModelSpec] = Registry(
     "model",
-    modules=tuple(
-        f"lary.models.{name}" for name in ("image", "backbones", "lapa", "embodied", "released", "baselines")
+    modules=(
+        *(f"lary.models.{name}" for name in ("image", "backbones", "lapa", "embodied", "released", "baselines")),
+        "lary.lam.trained",
     ),
     group="lary.models",
 )

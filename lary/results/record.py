@@ -121,6 +121,7 @@ class ModelFacts(Strict):
     dim: int | None = None
     shape: tuple[int, ...] = ()
     parameters_m: float | None = None
+    training: JsonDict = {}
 
 
 class Provenance(Strict):

@@ -239,6 +239,7 @@ def run_facts(task: Task, inputs: tuple[NamedDigest, ...], devices: Sequence[str
         # Of latents that another program wrote, or whose plug-in isn't named again.
         "paradigm": model.paradigm if model else "unregistered",
         "parameters_m": (model and model.parameters_m) or train.store.get("parameters_m"),
+        "training": train.store.get("record", {}).get("options", {}).get("trained", {}),
     }
     same = ("protocol", "control", "project", "folds", "action_mode")
     return {name: getattr(config, name, None) for name in same} | {

@@ -1,0 +1,126 @@
+"""Trained latent action models as models: ``lam:FOLDER``."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lary.files import digest, file_digest, read_json
+from lary.models.lapa import LatentActions
+from lary.models.networks import with_weights
+from lary.models.spec import MODELS, ModelContext, ModelSpec, Preprocess, Weights, with_tuples
+from lary.models.tensors import read_tensors, weight_layout
+from lary.models.weights import find_weights
+from lary.nets import code_rows
+from lary.settings import load_settings
+from lary.types import JsonDict, LaryError, UsageError, WeightsIdentity, as_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PREFIX, WEIGHTS, RECORD = "lam:", "model.safetensors", "training.json"
+CURVES = "step", "perplexity", "loss_noise", "gap", "static_ratio"
+MOST_ROWS = 40  # of a curve
+
+
+def trained_model(name: str) -> ModelSpec | None:
+    """The record of ``lam:FOLDER``; None for another form. Raises UsageError."""
+    if not name.startswith(PREFIX):
+        return None
+    folder = as_path(name.removeprefix(PREFIX))
+    file = folder / RECORD
+    if not file.is_file():
+        raise UsageError(f"{folder} holds no {RECORD}: name the folder that 'lary train lam --out' wrote.")
+    try:
+        return _spec(name, folder, read_json(file, "record of the training"))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{file} lacks {error}: train the model anew, by this version.") from error
+
+
+def _spec(name: str, folder: Path, record: JsonDict) -> ModelSpec:
+    sizes, options, rows = (record[key] for key in ("sizes", "options", "curves"))
+    rows = rows["monitor"]
+    few = [*rows[: -1 : -(-len(rows) // MOST_ROWS)], rows[-1]]
+    ablation = {
+        "codebook size": sizes["codebook_size"],
+        "sequence length": sizes["code_seq_len"],
+        "latent dimension": sizes["quant_dim"],
+        "learning rate": options["lr"] or 0.0,
+    }
+    trained = {key: record[key] for key in ("weights_digest", "backbone", "steps", "options")}
+    trained |= {
+        "manifest": digest(repr(record["manifest"])),
+        "verdict": record["verdict"]["text"],
+        "signals": rows[-1],
+        "curves": {key: [row[key] for row in few] for key in CURVES},
+        "ablation": ablation,
+    }
+    length = code_rows(sizes["code_seq_len"], int(sizes["image_size"] / sizes["patch_size"]))
+    return ModelSpec(
+        name=name,
+        paradigm="general LAM",
+        dim=sizes["dim"],
+        preprocess=Preprocess(**with_tuples(record["preprocess"])),
+        weights=Weights(hub=str(folder / WEIGHTS)),
+        pair_shape=(length, sizes["dim"]),
+        clip_shape=(8, length, sizes["dim"]),
+        options={"latent": "continuous", "network": sizes, "trained": trained},
+        licence="that of what it was trained on",
+        grid=0,
+        codebook=sizes["codebook_size"],
+        ablation=ablation,
+        description=f"Latent actions on {record['backbone']['model']}, trained for {record['steps']} steps",
+        factory=TrainedActions,
+    )
+
+
+class TrainedActions(LatentActions):
+    """`LatentActions` of a training; random weights leave its backbone as it was."""
+
+    def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
+        super().__init__(spec, context)
+        self._features, self._encode = trained_backbone(spec, context)
+
+    @staticmethod
+    def open(spec: ModelSpec, context: ModelContext, kind: Any = None) -> tuple[Any, WeightsIdentity]:
+        """As `LatentActions.open`. Raises LaryError for other weights than the record's."""
+        import torch
+
+        from lary.nets.lam import LatentActionModel
+
+        layout, trained = weight_layout("laq"), spec.options["trained"]
+        found = find_weights(spec, context, replace(layout, files=(WEIGHTS,)))
+        tensors, identity = {}, found.identity
+        if found.seed is None:
+            if file_digest(found.file, 64) != trained["weights_digest"]:
+                raise LaryError(f"{found.file} isn't what {RECORD} beside it names: train the model anew.")
+            tensors = read_tensors(found.files, layout if kind is None else replace(layout, unused=()))
+            identity = replace(identity, digest=digest(identity.digest, trained["backbone"]["digest"]))
+        with torch.device("meta"):
+            network = (kind or LatentActionModel)(**spec.options["network"])
+        return with_weights(network, found, lambda: tensors, "cpu"), identity
+
+    def embed(self, clips: Tensor) -> Tensor:
+        """As `LatentActions.embed`, by the backbone of the training."""
+        return super().embed(clips) if self._encode is None else self._encode(clips).float()
+
+
+def trained_backbone(spec: ModelSpec, context: ModelContext) -> tuple[Any, Any]:
+    """Network and function of a training's backbone. Raises LaryError for other weights."""
+    from lary.lam.configs import TrainLamConfig
+    from lary.lam.network import open_backbone
+
+    trained = spec.options["trained"]
+    known = {field.name for field in fields(TrainLamConfig)}
+    options = {name: value for name, value in with_tuples(trained["options"]).items() if name in known}
+    settings = load_settings(dict(context.settings), environment={})
+    found = open_backbone(TrainLamConfig(**options), settings, context.device)
+    if found.identity.digest != trained["backbone"]["digest"]:
+        raise LaryError(
+            f"The weights of '{found.spec.name}' aren't those of the training of '{spec.name}': restore them."
+        )
+    return found.module, found.encode
+
+
+MODELS.add_family(trained_model)
