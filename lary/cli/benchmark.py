@@ -10,7 +10,7 @@ from cyclopts import App
 from lary import configs
 from lary.configs import Paths, add_help
 from lary.data.configs import DemoConfig, SimulateConfig
-from lary.lam.configs import ReconstructConfig, TrainLamConfig
+from lary.lam.configs import TrainLamConfig
 
 if TYPE_CHECKING:
     from lary.runs.probe import ProbeRun
@@ -84,15 +84,6 @@ def lam(config: TrainLamConfig, paths: Paths = Paths()) -> None:
     """Train a latent action model on pairs of frames; the same command resumes it."""
     record = paths.call("lary.lam:train_lam", config)
     print(f"{record['steps']} steps, {record['verdict']['text']}", f"Written to {config.out}", sep="\n")
-
-
-def reconstruct(config: ReconstructConfig, paths: Paths = Paths()) -> None:
-    """Measure and draw what a latent action model reconstructs, and what an action does elsewhere."""
-    found = paths.call("lary.lam.reconstruct:reconstruct", config)
-    print(f"{found['model']} on {found['pairs']} pairs of {', '.join(found['data'])}, {found['verdict']['text']}")
-    print(f"reconstruction loss {found['reconstruction_loss']:.5g}, actions transferred {found['transfer']:.1%}")
-    print(*(f"  {name:20} {value:.4g}" for name, value in found["signals"].items()), sep="\n")
-    print(f"Written to {config.out}")
 
 
 add_help(globals())

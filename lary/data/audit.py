@@ -21,7 +21,6 @@ from lary.data.frames import read_frames
 from lary.data.spec import DatasetSpec, LabelSpace
 from lary.data.splits import find_table
 from lary.data.tables import SampleTable, read_table
-from lary.files import media_facts, read_json
 from lary.runtime import in_threads, progress
 from lary.settings import Settings
 from lary.types import JsonDict, MediaError, UsageError
@@ -140,11 +139,8 @@ def audit(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> AuditRe
     parts = open_parts(spec, config, settings)
     findings: list[Finding] = []
     contents = []
-    trains = {spec.roles(chosen)["train"] for chosen in (None, *spec.split_sets)}
     for part in parts:
         findings += inspect_table(part)
-        if config.training is not None and part.name not in trains:
-            findings += find_trained(part, config.training)
         contents.append(digest_frames(part, config.workers, findings) if config.frames else {})
     for (one, mine), (other, theirs) in combinations(zip(parts, contents, strict=True), 2):
         findings += compare_tables(one, other)
@@ -165,7 +161,7 @@ def open_parts(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> li
             raise UsageError(f"--table {entry}: expected SPLIT=FILE.")
         tables[name] = Path(file)
     # Without files to open, paths are only compared.
-    data_dir = settings.path("DATA_DIR") if config.frames or config.training else Path()
+    data_dir = settings.path("DATA_DIR") if config.frames else Path()
     roles = (spec.train, spec.validation, spec.unseen)
     usual = [name for name in roles if name in {*spec.splits, *spec.drawn}]
     found, missing = [], ""
@@ -213,27 +209,6 @@ def inspect_pairs(part: Part) -> list[Finding]:
         spans = list(odd["first"] + " to " + odd["last"])
         found += finding("other_stride", one, spans, stride=stride)
     return found
-
-
-def find_trained(part: Part, file: Path) -> list[Finding]:
-    """Find a split's samples in the manifest of a training: a folder, or its record. Raises UsageError."""
-    file = file / "training.json" if file.is_dir() else file
-    content = read_json(file, "record of the training")
-    try:
-        sources = content["manifest"]["parts"]
-        seen = {key: set[str]().union(*(source[key] for source in sources)) for key in ("samples", "digests")}
-        own = [source for source in sources if source.get("dataset") == part.table.spec.name]
-        groups = set[str]().union(*(source["groups"] for source in own))
-    except (KeyError, TypeError, AttributeError):
-        raise UsageError(f"--training {file}: it names no samples; expected what 'lary train lam' wrote.") from None
-    samples = [sample.media[0] for sample in part.table if sample.id in seen["samples"]]
-    shared = sorted(groups & {*part.table.groups()})
-    paths = dict(zip(part.rows["first"], (part.table.media_path(each)[0] for each in part.table), strict=True))
-    twins = [name for name, path in paths.items() if path.is_file() and media_facts(path)[:16] in seen["digests"]]
-    one, model = (part,), file.parent.name
-    found = finding("trained_sample", one, samples, model=model)
-    found += finding("trained_group", one, shared, part.rows["group"].nunique(), model=model)
-    return found + finding("trained_content", one, twins, len(paths), model=model)
 
 
 def digest_frames(part: Part, workers: int, findings: list[Finding]) -> dict[str, list[bytes]]:

@@ -66,10 +66,10 @@ class FrameTable(NamedTuple):
     """Where the frames of a video are, as its packets announce them.
 
     Attributes:
-        stamps: time stamps of all frames, ascending; the n-th belongs to frame n.
-        starts: frames from which decoding can start, ascending from 0, and their packets' numbers.
-        reordered: whether the stamps don't ascend in the file's order, as with B-frames.
-        packets: all packets in the file's order; empty if they are too large to keep.
+        stamps: time stamps of all frames, ascending.
+        starts: frames where decoding can start, and their packets' numbers.
+        reordered: whether stamps don't ascend in the file (B-frames).
+        packets: all packets in the file's order; empty if too large.
     """
 
     stamps: tuple[int, ...]

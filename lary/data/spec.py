@@ -1,8 +1,7 @@
 """The record of a data set: what it shows, what is read from it, and where its files are.
 
-Loads no heavy library, since ``lary datasets`` prints the records. Those of the benchmark and the
-simulated arms are in ``catalog.json``, from arXiv 2604.11689, section 3 and appendix (tracks,
-splits, licences) and the published tables; the revision is the day on which all data were opened.
+Loads no heavy library. The benchmark's are in ``catalog.json``, from arXiv 2604.11689, section 3
+and appendix, and the published tables; the revision is the day on which all data were opened.
 Four fields need a reason:
 
 - ``drawn``: the published split is by row, so its rows are split anew, 75:25 by whole groups.
@@ -122,28 +121,25 @@ class DatasetSpec:
     """One data set.
 
     Attributes:
-        name: the key on the command line; `title` is the name in the paper's tables.
-        media: ``pair`` (columns src_img, tgt_img) or ``clip`` (columns video_path, sample_indices).
-        target: a LabelSpace (column ``action`` holds a class name) or an ActionSpace (a .npy path).
-        splits: by name; a split without ``table`` is read from ``<name>_metadata_<split>.csv``.
-        drawn: further splits by name, drawn from the tables of others on request.
+        name: the key on the command line; `title` is the paper's.
+        media: ``pair`` (columns src_img, tgt_img) or ``clip`` (video_path, sample_indices).
+        target: LabelSpace (``action`` holds a class) or ActionSpace (a .npy path).
+        splits: by name; without ``table``: ``<name>_metadata_<split>.csv``.
+        drawn: further splits, drawn from the tables of others on request.
         train, validation, unseen: the splits by their use in probes.
         stride: frames from source to target; in one `stride_series` only it differs.
-        group_column: column that names the episode or video of a row.
-        group_pattern: without that column: regular expression on the first media path without
-            ``images``; its first group that takes part, or its match, names the episode or video.
-            Where neither names one, a sample is a group of its own, of a clip with its reversal.
-        media_depth: how many folders precede ``images`` / ``actions``, which published tables name
-            or not; None: there are none.
-        path_repair: regular expression and replacement for wrong paths in published tables.
+        group_column: names the episode or video of a row.
+        group_pattern: without it: regular expression on the first media path without ``images``;
+            its first group, or its match, names the episode or video; else a sample is its own.
+        media_depth: how many folders precede ``images`` / ``actions``; None: there are none.
+        path_repair: regular expression and replacement for wrong paths.
         embodiment_column: column with the robot type; None: ``embodiment``, if there.
         embodiment: the robot type where there is no column.
-        unnamed_robot: regular expression on the first media path, and the robot type of matching rows
-            with an empty cell; statistics files may have it under `NO_ROBOT`.
+        unnamed_robot: regular expression on the first path, and the type of matching empty cells.
         integrity_group: name in the published integrity report, if it is there.
         samples: number over all splits; None where it isn't published.
         repository: of the published files, owner/name.
-        digests: of the samples of `revision` by split, where known, as in ``dataset.samples`` of a result.
+        digests: of the samples of `revision` by split, as in a result.
         citation: BibTeX.
     """
 

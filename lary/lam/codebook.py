@@ -254,11 +254,8 @@ def verdict(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def code_entropy(latents: Tensor, codebook: Tensor) -> Tensor:
-    """The entropy, in nats, of soft choices of codes over latents (B, N, Q).
-
-    A choice goes by squared distance, in units of its deviation.
-    """
+    """Entropy, in nats, of soft choices, by squared distance, over latents (B, N, Q)."""
     away = torch.cdist(latents.flatten(0, 1), codebook).square()
     soft = (-away / away.detach().std()).softmax(dim=-1).mean(dim=0)
-    found: Tensor = torch.special.entr(soft).sum()
-    return found
+    entropy: Tensor = torch.special.entr(soft).sum()
+    return entropy

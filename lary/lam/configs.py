@@ -48,20 +48,3 @@ class TrainLamConfig(DeviceOptions):
     export: Literal["none", "published"] = "none"
     tracker: TrackerName = "none"
     overwrite: bool = False
-
-
-class ReconstructConfig(DeviceOptions):
-    """Options of what a latent action model reconstructs."""
-
-    model: str
-    dataset: str
-    out: Path
-    split: str | None = None
-    distance: str | None = None
-    weights: str | None = None
-    revision: str | None = None
-    pairs: int = 256
-    pictures: int = 8
-    batch_size: int = 32
-    workers: int | None = None
-    seed: int = 0

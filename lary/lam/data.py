@@ -1,16 +1,13 @@
 """Pairs of frames for the training of latent action models, from mixtures of data sets.
 
-A sample is a function of the seed and its number alone.
-Which data set and video it takes is published (the facts
-of the case ``lam_training_pairs_small``), as is the rule
-of the frames; worker processes of extraction read ahead.
+A sample is a function of the seed and its number alone, drawn
+as published. Worker processes of extraction read ahead.
 """
 
 from __future__ import annotations
 
 import random
 import re
-import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
@@ -42,15 +39,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DISTANCE = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?")
-HELD_OUT = 0.05
-"""Share of the groups that no training sees."""
-FEWEST = 64
-"""Pairs that are held out, or else a quarter of the groups."""
+HELD_OUT, FEWEST = 0.05, 64  # share of groups, and pairs
 STATIC = 0.05  # of all pairs
 ATTEMPTS = 10  # at another sample
-MOST_DIGESTS = 10_000
-"""Files of a source whose content the manifest names."""
-THREADS = 16
+MOST_DIGESTS, THREADS = 10_000, 16  # of files
 
 
 def pick_source(seed: int, number: int, weights: Sequence[float]) -> int:
@@ -72,12 +64,10 @@ def pick_pair(draw: random.Random, frames: int, low: int, high: int) -> tuple[in
 
 @dataclass(frozen=True)
 class PairUnit:
-    """What two frames are taken from: a video, a folder of images, or a pair.
+    """What two frames are from.
 
-    Attributes:
-        paths: the video, or the images in order.
-        start: the first frame of a video to be taken.
-        frames: how many may be taken; 0 for a pair.
+    A video from `start` on, images in
+    order, or a pair (0 frames).
     """
 
     id: str
@@ -94,21 +84,22 @@ class PairUnit:
 
 
 class PairSource:
-    """The units of one data set or folder, some of them held out.
+    """The units of one data set or folder, whole groups of which are held out.
 
-    Args:
-        groups: the episode or video of every unit.
-        distance: None for image pairs.
-        unit: makes the unit at a position.
-        about: what the manifest says of it.
+    `unit` makes the one at a position; image pairs have no distance.
     """
 
     def __init__(
-        self, name: str, groups: Sequence[str], distance: str | None, weight: float,
-        unit: Callable[[int], PairUnit], about: JsonDict,
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        groups: Sequence[str],
+        distance: str | None,
+        weight: float,
+        unit: Callable[[int], PairUnit],
+        about: JsonDict,
+    ) -> None:
         if not groups:
-            raise UsageError(f"There are no pairs in {name}: it has no images, videos or rows that may be trained on.")
+            raise UsageError(f"There are no pairs in {name}: it has no images, videos or rows for it.")
         self.name, self.weight, self.unit, self._about, self.count = name, weight, unit, about, len(groups)
         self.distance = None if distance is None else parse_distance(distance, name)
         counts, held, pairs = Counter(groups), set[str](), 0
@@ -119,26 +110,20 @@ class PairSource:
             held.add(group)
             pairs += counts[group]
         if not held:
-            log.warning("%s is one video or episode: held-out pairs are from what is trained on", name)
+            log.warning("%s is one video or episode, of which the held-out pairs are, too", name)
         inside = np.array([group in held for group in groups])
         self.units: Ints = np.flatnonzero(~inside)
         self.heldout: Ints = np.flatnonzero(inside) if held else self.units
-        self._groups = sorted(counts.keys() - held)
+        self.groups = sorted(counts.keys() - held)
 
     def manifest(self) -> JsonDict:
         """Ids, groups, digests of content and licences of what is trained on."""
         units = [self.unit(position) for position in self.units.tolist()]
         files = [unit.paths[0] for unit in units[:: -(-len(units) // MOST_DIGESTS)]]
-        return {
-            **self._about,
-            "name": self.name,
-            "weight": self.weight,
-            "distance": self.distance,
-            "heldout": len(self.heldout),
-            "samples": [unit.id for unit in units],
-            "groups": self._groups,
-            "digests": sorted({*in_threads(content_digest, files, THREADS, batch=16)} - {""}),
-        }
+        own = {name: getattr(self, name) for name in ("name", "weight", "distance", "groups")}
+        content = sorted({*in_threads(content_digest, files, THREADS, batch=16)} - {""})
+        samples = [unit.id for unit in units]
+        return {**self._about, **own, "heldout": len(self.heldout), "samples": samples, "digests": content}
 
 
 def table_source(table: SampleTable, distance: str | None, weight: float, excluded: int = 0) -> PairSource:
@@ -153,14 +138,8 @@ def table_source(table: SampleTable, distance: str | None, weight: float, exclud
         low, high = min(sample.frame_index, default=0), max(sample.frame_index, default=-1)
         return PairUnit(sample.id, paths, low, high - low + 1)
 
-    about = {
-        "dataset": spec.name,
-        "table": table.digest,
-        "excluded": excluded,
-        "licences": [asdict(licence) for licence in spec.licences],
-    }
-    if spec.media == "pair" and distance:
-        tell_once(f"{name} holds image pairs, which have their own distance")
+    about = {"dataset": spec.name, "table": table.digest, "excluded": excluded}
+    about["licences"] = [asdict(licence) for licence in spec.licences]
     return PairSource(name, table.groups(), None if spec.media == "pair" else distance or "1", weight, unit, about)
 
 
@@ -184,24 +163,24 @@ def folder_source(folder: Path, distance: str | None, weight: float) -> PairSour
 
 
 class PairMixture:
-    """Pairs (2, 3, H, W) uint8 of several sources, by their global sample numbers.
+    """Pairs (2, 3, size, size) uint8 of several sources, by their global sample numbers.
 
-    Args:
-        size: H and W, in pixels.
-        seconds: after which a file is given up.
-
-    The seconds that `batch` has waited are in ``waited``.
-    Raises UsageError without sources or for a wrong weight.
+    A file is given up after so many seconds. Raises UsageError for wrong weights.
     """
 
     def __init__(
-        self, parts: Sequence[PairSource], seed: int, size: int, *,
-        workers: int | None = None, seconds: float = 60.0,
-    ) -> None:  # fmt: skip
+        self,
+        parts: Sequence[PairSource],
+        seed: int,
+        size: int,
+        *,
+        workers: int | None = None,
+        seconds: float = 60.0,
+    ) -> None:
         total = sum(part.weight for part in parts)
         if not parts or min(part.weight for part in parts) < 0 or not 0 < total < float("inf"):
-            raise UsageError("A mixture needs data sets, with weights that are not negative and not all 0.")
-        self.parts, self.seed, self.waited = list(parts), seed, 0.0
+            raise UsageError("A mixture needs weights that are not negative and not all 0.")
+        self.parts, self.seed = list(parts), seed
         self.weights = [part.weight / total for part in parts]
         # A hash, as samples of seeds 0 and 1 would else be the same, one apart.
         self._seed = int(digest("pairs", str(seed), length=8), 16)
@@ -223,11 +202,12 @@ class PairMixture:
         return part, unit, pick_pair(draw, unit.frames, *part.distance)
 
     def batch(self, step: int, numbers: Sequence[int]) -> Tensor:
-        """The pairs (B, 2, 3, H, W) uint8 of these samples, at any `step`.
+        """The pairs (B, 2, 3, H, W) of these samples.
 
-        Batches as far apart as the last two are read ahead.
+        Those as far apart as the last two
+        are read ahead.
         """
-        began, wanted = time.monotonic(), tuple(numbers)
+        wanted = tuple(numbers)
         if self._stream is None or wanted != self._next:
             self.close()
             apart = wanted[0] - self._last[0] if self._last else len(wanted)
@@ -237,7 +217,6 @@ class PairMixture:
         found = next(self._stream)
         self._last = wanted
         self._next = tuple(number + self._apart for number in wanted)
-        self.waited += time.monotonic() - began
         return found
 
     def ids(self, numbers: Sequence[int]) -> list[str]:
@@ -246,9 +225,9 @@ class PairMixture:
         return [f"{part.name}/{unit.id}/{first}-{last}" for part, unit, (first, last) in picked]
 
     def heldout(self, pairs: int) -> Tensor:
-        """Fixed pairs (N, 2, 3, H, W) uint8 of groups that no training sees.
+        """Fixed pairs (N, 2, 3, H, W) of held-out groups.
 
-        Raises UsageError where the frames of all pairs are equal.
+        Raises UsageError if all are static.
         """
         import torch
 
@@ -259,9 +238,7 @@ class PairMixture:
         static = (found[:, 0] == found[:, 1]).flatten(1).all(1).float().mean().item()
         names = ", ".join(part.name for part in self.parts)
         if static == 1:
-            raise UsageError(
-                f"All pairs of {names} are static, their frames are equal: raise --distance or check the media."
-            )
+            raise UsageError(f"All pairs of {names} are static: raise --distance or check the media.")
         if static > STATIC:
             log.warning("%.0f %% of the pairs of %s are static: both frames are equal", 100 * static, names)
         return found
@@ -326,12 +303,20 @@ def parse_distance(text: str, name: str) -> tuple[int, int]:
 
 
 def open_mixture(
-    names: Sequence[str], settings: Settings, seed: int, size: int, *, weights: Sequence[float] = (),
-    distances: Sequence[str] = (), exclude: bool = True, workers: int | None = None,
-) -> PairMixture:  # fmt: skip
-    """The mixture of `open_source` of each name; a single distance is that of all.
+    names: Sequence[str],
+    settings: Settings,
+    seed: int,
+    size: int,
+    *,
+    weights: Sequence[float] = (),
+    distances: Sequence[str] = (),
+    exclude: bool = True,
+    workers: int | None = None,
+) -> PairMixture:
+    """The mixture of `open_source` of each name.
 
-    Raises UsageError as that, and for other numbers of weights or distances.
+    A single distance is that of all.
+    Raises UsageError.
     """
     distances = [*distances] * (len(names) if len(distances) == 1 else 1)
     for option, given in (("weight", weights), ("distance", distances)):
@@ -348,11 +333,9 @@ def open_mixture(
 def open_source(
     name: str, settings: Settings, *, weight: float = 1.0, distance: str | None = None, exclude: bool = True
 ) -> PairSource:
-    """The source of ``KEY``, ``KEY:SPLIT`` or a folder.
+    """The source of ``KEY``, ``KEY:SPLIT`` or a folder. Raises UsageError.
 
-    A data set gives its training split, by whole groups where it
-    has such a split; with `exclude`, no group of the others is in it.
-    Raises UsageError for what isn't there.
+    `exclude` drops groups of other splits.
     """
     key, _, split = name.partition(":")
     if key not in DATASETS.names():

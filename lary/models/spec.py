@@ -30,26 +30,18 @@ class Preprocess:
     Attributes:
         size: height and width of the output in pixels.
         resize: whose arithmetic resizes; ``none`` only crops, ``native``
-            leaves frames as they are, of at most size x size pixels.
-        short_side: resize the short side to this and crop
-            the centre, instead of resizing to `size`.
-        scale: divide by this (255 maps to [0, 1]).
-        mean, std: per channel, after scaling.
-        reader: library that decodes images; both give the
-            same PNG, JPEG may differ by a grey level.
-        clamp: under ``paper``, an index behind the last
-            frame of a clip gives that frame; without it,
-            and under ``corrected``, the sample fails.
-        dtype: ``uint8`` leaves pixels unscaled, for a model
-            that prepares them itself.
-        frames: T that the model takes: evenly spaced
-            among the sample's, in a video also between
-            them; the images of a pair are repeated.
-        stride: so many frames at this distance, around the
-            sample's span: from the video, or images beside
-            those of a pair that differ in a number.
-        rate: likewise by frames per second, of videos;
-            beside it, `stride` is for pairs alone.
+            leaves frames of at most size x size pixels as they are.
+        short_side: resize the short side to this, crop the centre.
+        scale, mean, std: divide by it (255 maps to [0, 1]), then per channel.
+        reader: library that decodes images; JPEG may differ by a grey level.
+        clamp: under ``paper``, an index behind the last frame gives that
+            frame; without it, and under ``corrected``, the sample fails.
+        dtype: ``uint8`` leaves pixels unscaled.
+        frames: T that the model takes: evenly spaced among the sample's, in
+            a video also between them; the images of a pair are repeated.
+        stride: so many frames at this distance, around the sample's span:
+            from the video, or images beside a pair's that differ in a number.
+        rate: likewise by frames per second; then `stride` is for pairs alone.
     """
 
     size: int = 224
@@ -140,30 +132,20 @@ class ModelSpec:
         name: the key on the command line.
         paradigm: as in the paper's tables.
         dim: D of the tokens; None if the weights decide.
-        preprocess: under ``corrected``; `preprocess_paper` under
-            ``paper`` where it differs, and `preprocess_paper_clip`
-            where the published code prepares clips in another way.
+        preprocess: under ``corrected``; others where ``paper`` differs.
         weights: None for a model that needs none.
         pair_shape, clip_shape: tokens of an image pair, and a clip
-            of nine frames, (P, N, D) or (N, D); `pair_shape_paper`
-            and `clip_shape_paper` for other ones under ``paper``.
-        backbone: the encoder of frames that
-            the model's file may lack, or None.
-        options: constants for the model class, differences
-            between its records; `options_paper` are laid
-            over them under ``paper``.
+            of nine frames, (P, N, D) or (N, D); others under ``paper``.
+        backbone: the encoder of frames that the model's file may lack.
+        options: constants for the model class; `options_paper` are laid over.
         paper_differences: what the ``paper`` protocol changes, if anything.
         notes: known facts and defects, for ``docs/models.md``.
-        class_token: whether every step has a
-            class token, as ``Latents.cls``.
-        in_demo: whether ``lary demo`` runs it if its weights
-            are here; a model without any always runs.
-        grid: rows and columns of the square of image
-            cells that the tokens of a step encode, row by
-            row; 0 for no cells, None for the root of N.
-        first_frame_alone: whether the first step of a compressed clip
-            shows the first frame alone and the others equal parts of the
-            rest, as in causal autoencoders; else all show equal parts.
+        class_token: whether every step has one, as ``Latents.cls``.
+        in_demo: whether ``lary demo`` runs it if its weights are here.
+        grid: side of the square of image cells that the tokens of a step
+            encode, row by row; 0 for no cells, None for the root of N.
+        first_frame_alone: whether the first step of a clip shows the first
+            frame alone, as in causal autoencoders; else all equal parts.
         codebook: number of codes; None without a codebook.
         ablation: what an ablation varies, by setting, or empty.
     """

@@ -179,15 +179,8 @@ class LaqTransformer(nn.Module):
 class DifferenceQuantizer(nn.Module):
     """Codes of what changed between two frames.
 
-    Args:
-        dim: D of the tokens.
-        quant_dim: Q, the width of a code row.
-        codebook_size: the number of rows of the codebook.
-        grid: rows, and columns, of the tokens.
-        code_seq_len: the key in `CODE_STACKS` of the convolutions that shrink
-            the grid.
-
-    Raises ValueError where `CODE_STACKS` lacks this code length.
+    `dim` and `quant_dim` are D and Q, of tokens and rows; `code_seq_len` is the key in
+    `CODE_STACKS` of the convolutions that shrink the grid, else a ValueError.
     """
 
     def __init__(self, dim: int, quant_dim: int, codebook_size: int, grid: int, code_seq_len: int) -> None:
@@ -280,21 +273,12 @@ class LatentActionModel(nn.Module):
     """Encoder and quantizer of a LAQ model, with the published names.
 
     Args:
-        dim: D of tokens.
         quant_dim, codebook_size, code_seq_len: see `DifferenceQuantizer`.
-        image_size, patch_size: in pixels; the grid has image_size //
-            patch_size rows and columns.
-        spatial_depth, temporal_depth: layers over the positions of a frame,
-            and over time.
-        heads, dim_head: of every attention.
-        patch_input: whether the model embeds patches of pixels itself, instead
-            of taking features of an encoder.
+        image_size, patch_size: in pixels; their ratio is the grid's side.
+        spatial_depth, temporal_depth: layers over positions, and over time.
+        patch_input: whether it embeds patches of pixels (`features` is None)
+            or takes features: images (B, 3, H', W') to tokens (B, H, W, D).
         pixel_output: about the decoder, and ignored.
-
-    Attributes:
-        features: the encoder of frames, images (B, 3, H', W') to tokens
-            (B, H, W, D), set once the model's own weights are loaded; None
-            with `patch_input`.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -285,55 +285,6 @@ def codebook_ablation(context: Context) -> Found:
         yield from written or [f"no two runs on {dataset} differ in one setting alone"]
 
 
-def ablation_path(context: Context) -> Found:
-    """The three tables of the paper for trained models, and the path of each: score by loss."""
-    runs = [run for run in context.runs if run.result.model.training]
-    if not runs:
-        yield "no finished run is of a trained model, lam:FOLDER: see 'lary train lam' and examples/ablation.yaml"
-    for (dataset, *_), group in grouped(runs).items():
-        result, rows, lines = group[0].result, list[JsonDict](), dict[Any, dict[float, JsonDict]]()
-        for setting in COLUMNS:
-            lines.clear()
-            for run in group:
-                own, signals = (run.result.model.training[key] for key in ("ablation", "signals"))
-                fixed = tuple(value for name, value in own.items() if name != setting)
-                lines.setdefault(fixed, {})[own[setting]] = {
-                    **{column: own[name] for name, column in COLUMNS.items()},
-                    "reconstruction_loss": signals["loss_noise"],
-                    "codebook_utilization_percent": 100 * signals["codes_used"] / signals["codes"],
-                    "score": run.result.score.value * result.score.scale,
-                }
-            for same in lines.values():
-                if len(same) > 1:
-                    rows += [{"ablation": setting, "of": "ours", **same[value]} for value in sorted(same)]
-        kind, usual = ("accuracy", "human_1st") if result.score.unit == "fraction" else ("mse", "agibotbeta")
-        paper = paper_rows("lam_ablation")
-        column = f"{dataset}_{kind}" if f"{dataset}_{kind}" in paper[0] else f"{usual}_{kind}"
-        if not rows:
-            yield f"no two trained models on {dataset} differ in one setting"
-            continue
-        for row in paper:
-            values = {name: float(row[name]) for name in list(rows[0])[2:-1]}
-            rows.append({"ablation": row["ablation"], "of": f"paper: {column}", **values, "score": float(row[column])})
-        yield from _write_paths(context, rows, group[0])
-
-
-def _write_paths(context: Context, rows: Sequence[JsonDict], run: FinishedRun) -> Files:
-    """Write the tables, and a panel per path, whose points are named by their setting."""
-    from pandas import DataFrame
-
-    table, result = DataFrame(rows), run.result
-    paths = list(table.groupby(["of", "ablation"], sort=False))
-    titles = [f"{setting}\n{source}" for (source, setting), _ in paths]
-    with figures.panels(titles, up=metric_name(result.primary), across="reconstruction loss") as (figure, grid):
-        for axes, ((_, setting), own) in zip(grid, paths, strict=True):
-            axes.plot(own["reconstruction_loss"], own["score"], "o-", markersize=4, color=figures.BLUE)
-            for loss, score, value in own[["reconstruction_loss", "score", COLUMNS[str(setting)]]].to_numpy():
-                axes.annotate(f"{value:g}", (loss, score), fontsize=7)
-        figures.finish(figure, axes, f"{dataset_title(result)}: ablations, {result.score.better} is better")
-        return context.write(f"ablation_{slug(result.dataset.name)}{run.suffix}", figure, table, run)
-
-
 def _ablation_of(run: FinishedRun) -> Mapping[str, float]:
     """What an ablation varies in a model's record; else empty."""
     name = run.result.model.name  # the plug-in that made a model may be absent
@@ -396,6 +347,5 @@ ANALYSES: Mapping[str, Callable[[Context], Found]] = {
     "attention": attention_maps,
     "stride": stride_ablation,
     "codebook": codebook_ablation,
-    "ablation": ablation_path,
     "trajectories": trajectories,
 }

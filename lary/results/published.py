@@ -6,10 +6,9 @@ Classification: ``confusion_matrix.json`` and ``.png``, ``classification_stats.j
 of these as pages.
 
 ``predictions.npz`` holds the fields of `SampleScores` of each role as ``<role>_<field>``,
-and the ``seeds`` (S,). A score is 1 for a right and 0 for a wrong answer, or the normalised
-mean squared error of the sample. ``actions.npz`` holds those of `Chunks`, of the headline
-selection and the first seed. `answers_of` and `normalised_of` say what is there to recompute
-the metrics of every selection and seed from.
+and the ``seeds`` (S,). A score is 1 or 0 for an answer, or the sample's normalised error.
+``actions.npz`` holds those of `Chunks`, of the headline selection and the first seed.
+Metrics are recomputed from `answers_of` and `normalised_of`.
 """
 
 import io

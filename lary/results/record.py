@@ -1,6 +1,6 @@
 """The schema of ``result.json``: what was asked, what was run, on what, with which outcome.
 
-Fields are described in ``record.yaml``, from which the JSON Schema has its sentences.
+``record.yaml`` describes the fields.
 """
 
 import hashlib
@@ -386,9 +386,8 @@ def read_result(path: Path) -> EvalResult:
 def _migrated(data: JsonDict, version: int) -> JsonDict:
     """A result of an older schema in this one.
 
-    Version 1 had one seed and no tables of robots and orientations. Versions 1 and 2 named
-    files without digests. Before relative motion had a choice of frames it was that of the
-    world. The seal belongs to the file, and is left out.
+    Version 1 had one seed and no tables of robots and orientations, 1 and 2 no digests of
+    files. Relative motion was that of the world.
     """
     new: JsonDict = {"schema_version": SCHEMA_VERSION, "seal": ""}
     if version < 2:

@@ -1,11 +1,9 @@
 """Figures of single samples and episodes of finished runs.
 
 Attention maps show how the query of the attentive probe weighs the tokens of a sample. A
-latent step shows its own frame where steps are as many as frames, two neighbours where one
-is less, else equal parts of the clip; in causal autoencoders the first frame is alone.
-
-Trajectories show actions over episodes: chunks of K steps begin at the number in the name
-of their source frame, or one behind the other.
+latent step shows its frame where steps are as many as frames, two neighbours where one is
+less, else equal parts of the clip; in causal autoencoders the first frame is alone.
+Trajectories show actions over episodes: chunks begin at the number in their frame's name.
 """
 
 import math

@@ -1,9 +1,7 @@
 """Metrics as functions of sums, their 95 % intervals, and p values of differences.
 
-Frames of an episode depend on each other, so episodes or videos (clusters) are what varies.
-Samples are added up per cluster, (G, M); the standard error is that of the jackknife, which
-leaves out one cluster after the other. Seeds are a second factor, crossed with the clusters:
-sums are (S, G, M), and the variance of a mean of S seeds joins that over clusters.
+Samples are added up per episode or video (cluster), (G, M); the standard error is that of the
+jackknife over clusters. Seeds are a second factor, crossed with them: sums are (S, G, M).
 docs/number.md has the reasons, the sources and the measured coverage.
 """
 
@@ -52,10 +50,9 @@ def _second_half(sums: Doubles) -> Doubles:
 class Statistic:
     """A metric of sums: its values, and the lowest and highest of each kind.
 
-    `function` maps sums (..., M) to K values (..., K), NaN where undefined; all metrics here
-    stay the same if all sums double. `counts` maps them to the samples behind each value,
-    `trials` to the independent samples whose mean would vary as much (by default the
-    same). The K values are as many of each of the kinds in `limits`, kind by kind.
+    `function` maps sums (..., M) to K values (..., K), NaN where undefined, the same if all
+    sums double. `counts` maps them to the samples behind each value, `trials` to independent
+    ones that vary as much. The K values are as many of each kind in `limits`, kind by kind.
     """
 
     function: Callable[[Doubles], Doubles]
@@ -209,11 +206,10 @@ class Interval:
 class Spread:
     """What is known of the spread of estimates (K,).
 
-    `pulls` (G, K) say how much each cluster changes them. `support` (K,) counts the
-    clusters that an estimate rests on, `effective` (K,) as many of equal size (Kish 1965),
-    `lopsided` (K,) is the skewness that their sizes give a sum of values with skewness 1.
-    `parts` are weights and values (S, K) of all seeds, `limits` (K, 2) the range, and
-    `trials` (K,) the independent samples that would vary as much.
+    `pulls` (G, K): how much each cluster changes them. `support` (K,): clusters that one
+    rests on, `effective` (K,): as many of equal size (Kish 1965), `lopsided` (K,): skewness
+    of a sum of values with skewness 1. `parts`: weights and values (S, K) of all seeds,
+    `limits` (K, 2): the range, `trials` (K,): independent samples that would vary as much.
     """
 
     value: Doubles

@@ -1,9 +1,8 @@
 """``lary export`` and ``lary board``: results of a model as one file, and a site of many such files.
 
-A file is a ZIP archive: ``submission.json``, in ``runs/0``, ``runs/1`` ... a ``result.json``
-without paths of a machine and the arrays that ``lary verify`` needs, in ``plugins`` the model's
-source. A site trusts nothing in it: archives are unpacked within limits, results are read by
-their schema, and metrics and digests are computed again.
+A file is a ZIP archive: ``submission.json``, in ``runs/0``, ``runs/1`` ... a ``result.json`` and
+the arrays that ``lary verify`` needs, in ``plugins`` the model's source. A site trusts nothing in
+it: metrics and digests are computed again.
 """
 
 from __future__ import annotations

@@ -281,9 +281,8 @@ def regression_result(
     """The record of a regression: MSE and R2 with intervals, tables, controls, examples.
 
     Units come from `facts.dataset.units`, pictures from `facts.files`. `others` are probes
-    with the further seeds, on the same samples. `orientations` are for absolute actions: a
-    difference of their values is none. Raises LaryError where a split is empty or predictions
-    aren't finite.
+    with further seeds. `orientations` are for absolute actions. Raises LaryError where a split
+    is empty or predictions aren't finite.
     """
     runs, seen, units = (outcome, *others), outcome.splits["seen"], facts.dataset.units
     first = headline(seen.selections)

@@ -1,12 +1,12 @@
 """The controls of a model as ordinary runs, and the margin of the model over each.
 
-shuffled targets: trained on targets of other samples; the rest is chance (Hewitt and Liang 2019).
-static pair, shuffled order: frames repeated or permuted; the rest is of single frames, or of no
-    order. Where a model mixes its frames, they are changed before its own extraction.
+shuffled targets: those of other samples; the rest is chance (Hewitt and Liang 2019).
+static pair, shuffled order: frames repeated or permuted, where a model mixes its frames
+    before its own extraction; the rest is of single frames, or of no order.
 random projection: the same latents in few dimensions.
 random weights: the same architecture without training.
-baselines: models without weights, such as raw pixels, frame difference and optical flow.
-Majority class and mean action need no run of their own: they are in every result.
+baselines: models without weights, such as pixels and frame difference.
+Majority class and mean action are in every result.
 """
 
 from collections.abc import Sequence

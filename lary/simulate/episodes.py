@@ -56,12 +56,11 @@ class Recording:
 
     Attributes:
         key: seeds all that is drawn for it.
-        name: of the episode's folder, or the file name of the clip.
-        room: letter of the scene.
+        name: of the episode's folder, or the clip's file.
         frames: number T of frames, drawn or not.
         pairs: number of image pairs; 0 for a clip.
         first: number of its first frame in the split.
-        unseen: whether objects and colours are new to training.
+        unseen: whether objects and colours are new.
     """
 
     key: tuple[int, ...]

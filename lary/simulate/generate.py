@@ -34,16 +34,9 @@ STATS = "regression/simarm/simarm_stats.json"
 def simulate(out: Path, config: SimulateConfig) -> dict[str, int]:
     """Make the data set; returns the number of rows of each table.
 
-    An episode whose files are all there is not made again. The record
-    `simulation.json` is written last.
-
-    Args:
-        out: becomes ``LARY_ROOT``, with ``data`` in it as ``DATA_DIR``.
-
-    Raises:
-        UsageError: MuJoCo is missing, the numbers make no data set, or the
-            folder holds another simulation.
-        LaryError: a file can't be written, or a worker process died.
+    An episode whose files are all there is not made again. `out` becomes
+    ``LARY_ROOT``. Raises UsageError without MuJoCo, for wrong numbers or
+    another simulation in the folder, LaryError where writing fails.
     """
     check_numbers(config)
     if importlib.util.find_spec("mujoco") is None:

@@ -4,9 +4,7 @@ Rotations are matrices (3, 3) float64; a pose is a position in metres and a
 rotation, both in the robot's base frame, which is the world. Roll, pitch and
 yaw are turns about the fixed x, y and z axes in that order, in radians.
 
-Time runs from 0 to 1 over an episode. A path is a sequence of phases, each
-with a share of the time and eased so that it starts and ends at rest. Since a
-path is a function of time, the same behaviour can be sampled slowly or fast.
+Time runs from 0 to 1. A path is a sequence of phases, which start and end at rest.
 """
 
 import math

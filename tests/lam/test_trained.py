@@ -5,22 +5,18 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from lary.lam import train_lam
 from lary.lam.configs import TrainLamConfig
-from lary.lam.data import open_mixture
-from lary.lam.features import FeaturePairs
-from lary.lam.network import FrozenBackbone, TrainableModel
+from lary.lam.network import TrainableModel
 from lary.lam.trained import TrainedActions
 from lary.models.running import build
-from lary.models.spec import MODELS, ModelContext, Preprocess
+from lary.models.spec import MODELS, ModelContext
 from lary.types import LaryError, UsageError
-from tests.helpers import fails, lary, printed, rows_of, settings_of
-from tests.tiny import save_tiny
+from tests.helpers import fails, printed, settings_of
 from tests.tree import make_calvin
 
 TINY = {
@@ -77,18 +73,6 @@ def test_its_record_stands_in_the_result_and_in_the_ablations(root: Path) -> Non
     assert own["weights_digest"] == record["weights_digest"]
     assert own["signals"] == record["curves"]["monitor"][-1]
     assert len(own["manifest"]) == 16
-    text = printed("analyze", "ablation", root=root)
-    (table,) = (Path(line) for line in text.splitlines() if line.endswith(".csv"))
-    rows = rows_of(table)
-    ours = [row for row in rows if row["of"] == "ours"]
-    assert [(row["ablation"], float(row["codebook_size"])) for row in ours] == [
-        ("codebook size", 4),
-        ("codebook size", 8),
-    ]
-    assert float(ours[1]["reconstruction_loss"]) == record["curves"]["monitor"][-1]["loss_noise"]
-    paper = [row for row in rows if row["of"] == "paper: agibotbeta_mse"]
-    assert len(paper) == 11
-    assert (paper[0]["score"], paper[0]["codebook_utilization_percent"]) == ("0.88", "100.0")
 
 
 def test_weights_that_are_not_those_of_the_record_are_refused(root: Path, tmp_path: Path) -> None:
@@ -101,22 +85,6 @@ def test_weights_that_are_not_those_of_the_record_are_refused(root: Path, tmp_pa
     (other / "training.json").write_text('{"schema": 7}')
     fails(UsageError, "training.json lacks 'sizes'", MODELS.get, f"lam:{other}")
     fails(UsageError, "holds no training.json: name the folder", MODELS.get, f"lam:{tmp_path}")
-
-
-def test_reconstruction_of_trained_weights(root: Path, tmp_path: Path) -> None:
-    words = ("reconstruct", "--model", model(root), "--dataset", "calvin", "--pairs", "10", "--pictures", "3",
-             "--workers", "1", "--device", "cpu", "--out")  # fmt: skip
-    printed(*words, tmp_path, root=root, has=["reconstruction loss", "transfer"])
-    found = json.loads((tmp_path / "reconstruction.json").read_text())
-    assert found["data"] == ["calvin:val"]
-    assert found["reconstruction_loss"] == found["signals"]["loss_noise"] > 0
-    assert 0 <= found["transfer"] <= 1
-    picture = np.asarray(__import__("PIL.Image").Image.open(tmp_path / "pictures.png"))
-    assert picture.shape == (3 * 98, 6 * 98, 3)
-    assert lary(*words, tmp_path / "again", root=root).code == 0
-    assert (tmp_path / "again" / "pictures.png").read_bytes() == (tmp_path / "pictures.png").read_bytes()
-    printed("reconstruct", "--model", "pixels", "--dataset", "calvin", "--out", tmp_path, root=root, code=2,
-            has=["Model 'pixels' has no decoder"])  # fmt: skip
 
 
 def test_released_weights_have_their_decoder_or_are_refused(root: Path, tmp_path: Path) -> None:
@@ -133,48 +101,3 @@ def test_released_weights_have_their_decoder_or_are_refused(root: Path, tmp_path
     torch.save(tensors, tmp_path / "laq.pt")
     fails(LaryError, "1 missing: to_pixels_first_frame.0.weight", spec.factory.open, spec, given, TrainableModel)  # type: ignore[union-attr]
     assert spec.factory.open(spec, given)[0].dim == 16  # type: ignore[union-attr]
-
-
-def test_features_are_computed_once(root: Path, tmp_path: Path) -> None:
-    """Of each frame, whatever the batch; another process finds them in the file."""
-    calls = []
-
-    def encode(pairs: torch.Tensor) -> torch.Tensor:
-        calls.append(len(pairs))
-        return pairs.movedim(2, -1)[:, :, ::4, ::4]
-
-    spec = MODELS.get("random-vit")
-    sizes = {"image_size": 2, "patch_size": 1, "dim": 3}
-    backbone = FrozenBackbone(spec, sizes, Preprocess(size=8, scale=1.0), encode=encode)
-
-    def pairs() -> FeaturePairs:
-        mixture = open_mixture(["calvin"], settings_of(root), 0, 8, workers=1)
-        return FeaturePairs(mixture, backbone, tmp_path, "cpu")
-
-    data = pairs()
-    first = data.batch(0, range(40))
-    assert calls == [32, 8]
-    plain = data._mixture.batch(0, range(40))
-    data.close()
-    assert torch.equal(first, plain.float().movedim(2, -1)[:, :, ::4, ::4])
-    assert torch.equal(pairs().batch(7, range(30, 10, -1)), first[range(30, 10, -1)])
-    assert calls == [32, 8]
-    assert data.manifest()["parts"][0]["name"] == "calvin:train"
-    pixels = replace(backbone, encode=None)
-    fails(UsageError, "predicts pixels; leave it out", FeaturePairs, data._mixture, pixels, tmp_path, "cpu")
-
-
-def test_a_backbone_of_transformers(root: Path, tmp_path: Path) -> None:
-    """Trained on its features, cached; its weights are checked when the model is used."""
-    save_tiny(tmp_path / "vit", "dinov2", patch=28)
-    options = {key: value for key, value in TINY.items() if key not in ("image_size", "patch_size", "dim")}
-    config = TrainLamConfig(
-        backbone=f"hf:{tmp_path / 'vit'}", dataset=("calvin",), out=tmp_path / "lam", cache_features=True, **options
-    )
-    train_lam(config, settings_of(root))
-    words = ("reconstruct", "--model", f"lam:{tmp_path / 'lam'}", "--dataset", "calvin", "--pairs", "4", "--device",
-             "cpu", "--out", tmp_path, "--workers", "1")  # fmt: skip
-    printed(*words, root=root, has=["reconstruction loss"])
-    weights = load_file(tmp_path / "vit" / "model.safetensors")
-    save_file({key: value + 1 for key, value in weights.items()}, tmp_path / "vit" / "model.safetensors")
-    printed(*words, root=root, code=1, has=["aren't those that", "was trained on"])
