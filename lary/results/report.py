@@ -1,10 +1,12 @@
 """``lary report``: every result below a folder as one HTML page."""
 
 import base64
+import functools
 import io
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -21,6 +23,8 @@ from lary.types import JsonDict, LaryError, UsageError, as_path
 
 TEMPLATES = Path(__file__).parent / "templates"
 REPORT_NAME = "report.html"
+MOST_WHOLE = 60
+"""Runs whose details are on the page; those of more have files beside it."""
 PICTURE_SIZE = 192
 PICTURE_BYTES = 20_000_000
 METRIC_NAMES = {"top1": "Top-1", "top5": "Top-5", "macro_recall": "Mean recall", "macro_f1": "Macro F1"}
@@ -39,20 +43,26 @@ PAPER = {"protocol": "paper", "preset": "paper", "actions": "absolute", "probe":
 def write_report(folder: str | Path, target: str | Path | None = None) -> Path:
     """Write the report of all results below `folder` to ``report.html`` in it or `target`.
 
-    Returns where. Raises UsageError where there is no folder or no result in it.
+    Returns where; the details of many runs are in files
+    beside it. Raises UsageError where there is no folder or no result in it.
     """
     folder = as_path(folder)
     runs, broken = find_results(folder)
     if not runs and not broken:
         raise UsageError(f"No {FILE_NAME} below {folder}: run 'lary classify' or 'lary regress' first.")
     path = as_path(target) if target else folder / REPORT_NAME
+    beside = f"{path.stem}_runs" if len(runs) > MOST_WHOLE else ""
     try:
-        page = _page(runs, broken, path.parent)
+        page = _page(runs, broken, path.parent, beside)
     except Exception:  # costs the odd run alone
         found = [(run, _problem(run)) for run in runs]
         broken += [(run.folder.relative_to(folder) / FILE_NAME, why) for run, why in found if why]
-        page = _page([run for run, why in found if not why], broken, path.parent)
+        runs = [run for run, why in found if not why]
+        page = _page(runs, broken, path.parent, beside)
     write_text(path, page)
+    for run in runs if beside else ():
+        own = path.parent / beside / f"run-{run.number}.html"
+        write_text(own, _page([run], (), own.parent))
     return path
 
 
@@ -65,8 +75,9 @@ def _problem(run: FinishedRun) -> str:
     return ""
 
 
-def _page(runs: Sequence[FinishedRun], broken: Sequence[Broken], folder: Path) -> str:
-    """The page of a folder as text. The same results give the same page."""
+@functools.cache
+def _environment() -> Any:
+    """The templates, which take longer to compile than a page to make."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -76,21 +87,30 @@ def _page(runs: Sequence[FinishedRun], broken: Sequence[Broken], folder: Path) -
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for filter in (number, metric_name, settings_of, dataset_title):
-        environment.filters[filter.__name__] = filter
-    environment.filters["link"] = lambda run: quote(Path(os.path.relpath(run.folder / FILE_NAME, folder)).as_posix())
     environment.globals |= {
         "verdict": lambda gain, p=None: READINGS[gain.reading(p)],
         "confusion_picture": _confusion_picture,
         "pictures": _pictures,
         "paper_rows": paper_rows,
     }
-    return environment.get_template("report.html").render(
-        version=__version__,
-        broken=broken,
-        contests=contests_of(runs),
-        results=[run.result for run in runs],
-        published_tables=PUBLISHED,
+    return environment
+
+
+def _page(runs: Sequence[FinishedRun], broken: Sequence[Broken], folder: Path, beside: str = "") -> str:
+    """The page of a folder as text. The same results give the same page."""
+    environment = _environment()
+    for filter in (number, metric_name, settings_of, dataset_title):
+        environment.filters[filter.__name__] = filter
+    environment.filters["link"] = lambda run: quote(Path(os.path.relpath(run.folder / FILE_NAME, folder)).as_posix())
+    return str(
+        environment.get_template("report.html").render(
+            beside=beside,
+            version=__version__,
+            broken=broken,
+            contests=contests_of(runs),
+            results=[run.result for run in runs],
+            published_tables=PUBLISHED,
+        )
     )
 
 

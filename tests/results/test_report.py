@@ -289,6 +289,23 @@ def test_tables_are_sorted_in_a_browser_which_asks_for_nothing(page: str, tmp_pa
     assert not re.search(r'<tr[^>]*data-text="acme[^>]* hidden', document)
 
 
+def test_details_of_many_runs_are_in_files_beside_the_page(
+    runs: Path, page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lary.results.report.MOST_WHOLE", 5)
+    short = write_report(runs, tmp_path / "all.html").read_text()
+    links = re.findall(r'<a href="(all_runs/run-[0-9]+[.]html)">Details of this run</a>', short)
+    assert len(links) == 6 == page.count('<details class="run card"')
+    assert len(short) < 0.6 * len(page)
+    for link in links:
+        anchor = Path(link).stem
+        own = (tmp_path / link).read_text()
+        assert f'id="{anchor}"' in short
+        assert own.count('<details class="run card"') == 1 == own.count(f'id="{anchor}" ')
+        target = re.search(r'<a href="([^"]+)/result.json">', own)[1]
+        assert (tmp_path / link).parent.joinpath(unquote(target)).resolve().is_relative_to(runs)
+
+
 def test_a_run_that_can_not_be_drawn_costs_itself_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("good", "odd", "better"):
         fake.write_classification(tmp_path / name, name, 0.9)
