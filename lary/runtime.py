@@ -186,13 +186,8 @@ def device_numbers(gpus: str) -> list[int]:
 def pick_devices(gpus: str | None, choice: str = "auto", *, every: bool = False) -> list[str]:
     """Torch device names for ``--gpus 0,1``, or the CPU where CUDA isn't.
 
-    Args:
-        gpus: numbers of CUDA devices among those of CUDA_VISIBLE_DEVICES; None
-            for the first one.
-        choice: ``auto``, or the kind of device to use: ``cpu``, ``cuda`` or
-            ``mps``.
-        every: without `gpus`, all visible devices in place of the first one.
-
+    `gpus` are numbers among CUDA_VISIBLE_DEVICES, None is the first one, or
+    with `every` all. `choice` is ``auto`` or a kind: ``cpu``, ``cuda``, ``mps``.
     Raises UsageError for another list, or a device that this machine lacks.
     """
     import torch

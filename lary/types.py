@@ -62,13 +62,11 @@ class MediaError(LaryError):
 class Sample:
     """One item of a data set, made from one row of its table.
 
-    ``id`` is a hash of the row's content (media, frame index, target), not its
-    position; ``row`` is the position, from 0. ``frame_index`` is empty for
-    images. ``group`` is the episode or video of the sample, or its own path
-    where nothing names one: samples of a group depend on each other, so splits
-    and intervals keep it together.
-    ``target`` is a class name, or the path of the action file relative to the
-    split's root.
+    ``id`` is a hash of the row's content (media, frame index, target); ``row``
+    is its position, from 0. ``frame_index`` is empty for images. ``group`` is
+    the episode or video of the sample, or its own path: splits and intervals
+    keep it together. ``target`` is a class name, or the path of the action file
+    relative to the split's root.
     """
 
     id: str

@@ -1,10 +1,8 @@
 """Worker processes that answer questions within a time limit.
 
-Files can hang or crash a decoder, so processes of their own decode them. A
-`Pool` names a function that makes a worker's answers; questions and answers
-are JSON, so that a process which read an untrusted file returns only values. A
-question that hangs or crashes costs its process alone: the next one starts a
-fresh one.
+Files can hang or crash a decoder, so processes of their own decode them.
+Questions and answers are JSON, so that a process which read an untrusted file
+returns only values. One that hangs or crashes costs its question alone.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The audit of a data set: what its splits share, what they lack, and what is odd in them.
 
-The tables tell most of it; frames are decoded on request. A leak is a file, an episode or
-video, a segment or a picture in two splits; all else is a warning or a note. Drawn splits
-(`DatasetSpec.drawn`) are audited when they are named.
+Frames are decoded on request. A leak is a file, an episode or video, a segment or a picture in
+two splits; all else is a warning or a note. Drawn splits are audited when they are named.
 """
 
 import hashlib
@@ -21,6 +20,7 @@ from lary.data.frames import read_frames
 from lary.data.spec import DatasetSpec, LabelSpace
 from lary.data.splits import find_table
 from lary.data.tables import SampleTable, read_table
+from lary.files import media_facts, read_json
 from lary.runtime import in_threads, progress
 from lary.settings import Settings
 from lary.types import JsonDict, MediaError, UsageError
@@ -83,9 +83,8 @@ class AuditReport:
 class Part:
     """One split: its table, and its rows with paths as they are read.
 
-    Columns of ``rows``: ``first`` and ``last``, paths of the images or twice the clip's;
-    ``shown``, both or the clip and its frame indices; ``group``, the episode or video;
-    ``target``, class or action file; ``robot``; ``segment``, a pair's folder or the video.
+    Columns of ``rows``: ``first`` and ``last``, paths; ``shown``, with frame indices; ``group``,
+    the episode or video; ``target``; ``robot``; ``segment``, a pair's folder or the video.
     """
 
     def __init__(self, table: SampleTable) -> None:
@@ -139,8 +138,11 @@ def audit(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> AuditRe
     parts = open_parts(spec, config, settings)
     findings: list[Finding] = []
     contents = []
+    trains = {spec.roles(chosen)["train"] for chosen in (None, *spec.split_sets)}
     for part in parts:
         findings += inspect_table(part)
+        if config.training is not None and part.name not in trains:
+            findings += find_trained(part, config.training)
         contents.append(digest_frames(part, config.workers, findings) if config.frames else {})
     for (one, mine), (other, theirs) in combinations(zip(parts, contents, strict=True), 2):
         findings += compare_tables(one, other)
@@ -161,7 +163,7 @@ def open_parts(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> li
             raise UsageError(f"--table {entry}: expected SPLIT=FILE.")
         tables[name] = Path(file)
     # Without files to open, paths are only compared.
-    data_dir = settings.path("DATA_DIR") if config.frames else Path()
+    data_dir = settings.path("DATA_DIR") if config.frames or config.training else Path()
     roles = (spec.train, spec.validation, spec.unseen)
     usual = [name for name in roles if name in {*spec.splits, *spec.drawn}]
     found, missing = [], ""
@@ -209,6 +211,25 @@ def inspect_pairs(part: Part) -> list[Finding]:
         spans = list(odd["first"] + " to " + odd["last"])
         found += finding("other_stride", one, spans, stride=stride)
     return found
+
+
+def find_trained(part: Part, file: Path) -> list[Finding]:
+    """Find a split's samples in a training."""
+    file = file / "training.json" if file.is_dir() else file
+    try:
+        sources = read_json(file, "record of the training")["manifest"]["parts"]
+        seen = {key: set[str]().union(*(source[key] for source in sources)) for key in ("samples", "digests")}
+        own = [source["groups"] for source in sources if source.get("dataset") == part.table.spec.name]
+    except (KeyError, TypeError, AttributeError):
+        raise UsageError(f"--training {file}: it names no samples; expected a training's folder.") from None
+    samples = [sample.media[0] for sample in part.table if sample.id in seen["samples"]]
+    groups = sorted(set[str]().union(*own) & {*part.table.groups()})
+    paths = dict(zip(part.rows["first"], (part.table.media_path(each)[0] for each in part.table), strict=True))
+    twins = [name for name, path in paths.items() if path.is_file() and media_facts(path)[:16] in seen["digests"]]
+    one, model = (part,), file.parent.name
+    found = finding("trained_sample", one, samples, model=model)
+    found += finding("trained_group", one, groups, part.rows["group"].nunique(), model=model)
+    return found + finding("trained_content", one, twins, len(paths), model=model)
 
 
 def digest_frames(part: Part, workers: int, findings: list[Finding]) -> dict[str, list[bytes]]:

@@ -110,6 +110,7 @@ class AuditConfig(Options):
     splits: Annotated[tuple[str, ...], Parameter(name="--split")] = ()
     table: tuple[str, ...] = ()
     frames: bool = False
+    training: Path | None = None
     workers: int = 4
     json: Path | None = None
     output: Path | None = None

@@ -53,10 +53,8 @@ class LeRobotImport:
     """What is imported and how, with every choice that the command leaves open.
 
     By default: the first camera without wrist or depth, ``action``, ``actions`` or else the state,
-    a stride of a third of a second. `dims` name the values of `actions`; `val` are the validating episodes.
-
-    Raises UsageError without these; LaryError if labels need the gripper's range and no
-    episode can be read.
+    a stride of a third of a second. `val` are the validating episodes. Raises UsageError without
+    these; LaryError if labels need the gripper's range and no episode can be read.
     """
 
     def __init__(self, data: LeRobot, config: LeRobotConfig, name: str, settings: Settings) -> None:

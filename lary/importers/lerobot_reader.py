@@ -1,9 +1,7 @@
 """Reading LeRobot data sets, formats v2.0, v2.1 and v3.0, by pyarrow and PyAV alone.
 
-By the documentation of ``huggingface/lerobot``, ``meta/info.json`` names version, rate, robot,
-features and path templates. v2 has ``meta/episodes.jsonl``, and a Parquet file and a video per
-camera for each episode. v3 joins episodes in files; ``meta/episodes/*/*.parquet`` gives file and
-seconds of each. Images are video frames, or PNG and JPEG ``bytes`` in a column.
+By the documentation of ``huggingface/lerobot``: v2 has a Parquet file and a video per camera for
+each episode, v3 joins episodes in files. Images are video frames, or ``bytes`` in a column.
 """
 
 import contextlib
@@ -349,9 +347,8 @@ def first_frames(seconds: Doubles, starts: Doubles, fps: float) -> Ints:
 def stretch_ends(first: Ints, rows: Ints, count: int) -> Ints:
     """Where the stretches of a video's episodes end, (episodes,) int64: empty for those of unknown place.
 
-    Episodes begin at the frames `first`, ascending, with so many `rows`, in a video of `count`
-    frames. A start that drifts, or lost frames, make a stretch reach into the next one. Of runs
-    of episodes without a gap, one that fits to the start or end of the video is right.
+    Episodes begin at the frames `first`, with so many `rows`, in a video of `count` frames.
+    Of runs without a gap, one that fits to the start or end of the video is right.
     """
     ends = first + rows
     if rows.sum() == count:  # nothing is lost, so the order alone gives the places

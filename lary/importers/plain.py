@@ -1,10 +1,8 @@
 """Importing folders of episodes with their actions, and videos with a table of labels.
 
 An episode is a folder with ``actions.npy``, a row of A numbers per frame, and its frames: images
-in the order of the numbers in their names, or one video.
-
-A table of labels has a column with paths below the folder of videos and one with labels; the
-columns ``split``, ``embodiment`` and ``sample_indices`` are used where they are there.
+by the numbers in their names, or one video. A table of labels has columns with paths and labels,
+and maybe ``split``, ``embodiment`` and ``sample_indices``.
 """
 
 import filecmp
@@ -58,9 +56,9 @@ def import_trajectories(
 ) -> ImportReport:
     """Write images, actions, tables and record; unusable episodes are left out and named.
 
-    `out` serves as ``LARY_ROOT``, its data/ as ``DATA_DIR``; `dims` name the action dimensions of
-    pairs, by default ``a0``, ``a1`` ... Episodes are split whole. Raises UsageError for a wrong
-    option, no episodes or an existing import; LaryError if no episode can be used.
+    `out` serves as ``LARY_ROOT``; `dims` name the action dimensions of pairs, by default ``a0``,
+    ``a1`` ... Raises UsageError for a wrong option, no episodes or an existing import; LaryError
+    if no episode can be used.
     """
     check_new(config.name, out / "data")
     names = list(dims) if isinstance(cut, PairCut) else None

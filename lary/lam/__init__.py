@@ -7,7 +7,7 @@ import shutil
 from contextlib import closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lary.types import JsonDict, UsageError
 
@@ -64,7 +64,7 @@ def train_member(
     for plugin in plugins:
         load_plugin(plugin)
     backbone = open_backbone(config, settings, device)
-    pairs = open_mixture(
+    pairs: Any = open_mixture(
         config.dataset,
         settings,
         config.seed,
@@ -73,6 +73,10 @@ def train_member(
         distances=config.distance,
         workers=config.workers,
     )
+    if config.cache_features:
+        from lary.lam.features import FeaturePairs
+
+        pairs = FeaturePairs(pairs, backbone, settings.path("LARY_LA_DIR") / "features", device)
     title, tracker = f"training on {backbone.spec.name}", config.tracker if team.leads else "none"
     with (
         closing(pairs),  # its readers are free for what comes next in this process

@@ -280,7 +280,7 @@ class PairMixture:
 
     def _instead(self, number: int, reason: str, heldout: bool) -> np.ndarray:
         """A pair in place of an unreadable one: the next that can be read."""
-        tell_once(f"another sample takes the place of one that can't be read: {reason}")
+        tell_once(f"an unreadable sample is replaced: {reason}")
         out = np.empty((2, 3, self.preprocess.size, self.preprocess.size), np.uint8)
         for other in islice(count(number + 1), ATTEMPTS):
             with suppress(MediaError):
@@ -289,7 +289,7 @@ class PairMixture:
                 frames = read_chosen([*map(Path, paths)], sample.frame_index, self.preprocess)
                 to_planes(resize(frames, self.preprocess), out)
                 return out
-        raise LaryError(f"{reason} Nor can the {ATTEMPTS} samples behind it: check the media of the data sets.")
+        raise LaryError(f"{reason} Nor can the {ATTEMPTS} samples behind it: check the media.")
 
 
 def parse_distance(text: str, name: str) -> tuple[int, int]:

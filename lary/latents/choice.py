@@ -3,8 +3,7 @@
 They are the table's, or as many as the model's record asks for.
 Without a distance, these are spread over the sample's own, in a
 video also between them. With one, the sample's span is in their
-middle, and the ends of a recording are repeated. A control that
-repeats or reorders the table's frames does so with these.
+middle, and the ends are repeated. Controls repeat or reorder these.
 """
 
 import re

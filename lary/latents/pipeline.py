@@ -1,12 +1,9 @@
 """The stages of an extraction: read, encode and write, all at the same time.
 
-Units of rows come one by one; their rows are read by processes
-(`lary.latents.reading`), encoded here, and written by threads. Memory holds a
-few batches. A resumed extraction is bit-identical: a row's latents must not
-depend on other rows, yet kernels round differently for other sizes of batches.
-On a CPU, where batches gain nothing, rows are encoded one by one. Elsewhere
-every batch has the same number of positions, and a row always the same one; a
-missing row leaves it black.
+Memory holds a few batches. A resumed extraction is bit-identical: a row's
+latents must not depend on others, yet kernels round by the size of a batch. On
+a CPU, rows are encoded one by one. Elsewhere every batch has the same number of
+positions, and a row always the same one; a missing one is black.
 """
 
 from __future__ import annotations

@@ -40,14 +40,11 @@ class Batch:
     """Rows that go through the network together.
 
     Attributes:
-        unit: number of their unit of work.
         places: the position of every row in the batch, in [0, B).
-        paths: the files of every row.
         clips: (B, T, 3, H, W) uint8 for the largest T; black where nothing
             could be read. `Readers` own the memory and reuse it.
         problems: why rows could not be read.
-        media: `media_facts` of the files of the others.
-        shapes: (T, H, W) of the others.
+        media, shapes: `media_facts` and (T, H, W) of the others.
         slot: index of its memory in the ring.
     """
 

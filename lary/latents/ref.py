@@ -337,16 +337,9 @@ def open_store(
 ) -> LatentStore:
     """Claim a folder for latents of one identity, or resume what it holds.
 
-    Args:
-        details: further facts for the manifest.
-        unit_rows: rows per unit of a new store of shards, rounded up to a
-            multiple of `batch_size`; units of ``.npz`` are a few batches.
-        batch_size: rows per forward pass; a unit holds whole batches.
-
-    Raises:
-        UsageError: without `overwrite`, the folder holds another identity or
-            kind; or its units don't hold whole batches.
-        LaryError: the manifest is wrong, or can't be written.
+    `unit_rows` of a new store of shards are rounded up to whole batches.
+    Raises UsageError where, without `overwrite`, the folder holds another
+    identity, kind or size of units; LaryError for a wrong manifest.
     """
     make = KINDS[kind]
     unit_rows = -(-unit_rows // batch_size) * batch_size if kind == "shards" else BATCHES * batch_size

@@ -1,11 +1,10 @@
 """Reading latents from files, which are untrusted.
 
-An ``.npz`` holds the arrays ``tokens`` and ``indices`` of one sample; its zip
-comment names the sample and the store. A shard is a safetensors file with the
-tensors ``tokens`` (R, P, N, D) or (R, N, D) and, for models with a codebook,
-``codes`` (R, P, N); its metadata hold the store's key, and for every row its
-row in the table, its sample id and its CRC-32. Rows are read from their
-offsets, since mapped tensors are slower on network file systems.
+An ``.npz`` holds ``tokens`` and ``indices`` of one sample; its zip comment
+names the sample and the store. A shard is a safetensors file with ``tokens``
+(R, P, N, D) or (R, N, D) and maybe ``codes`` (R, P, N); its metadata hold the
+store's key, and every row's number, sample id and CRC-32. Rows are read from
+their offsets: mapped tensors are slower on network file systems.
 """
 
 from __future__ import annotations
@@ -156,11 +155,10 @@ class ShardHeader:
 
     Attributes:
         store: key of the store.
-        codes: None for a model without a codebook.
         rows: (R,) int64, rows of the table, ascending.
         samples: R sample ids.
-        checksums: (R,) uint32, over the bytes of each row's tokens and codes.
-        stamp: inode, size and time of change, to notice changed files.
+        checksums: (R,) uint32, of each row's tokens and codes.
+        stamp: inode, size and time of change.
     """
 
     path: Path

@@ -223,15 +223,9 @@ def _copy_rows(latents: SplitLatents, new: LatentStore, lacking: set[int]) -> No
 def export_latents(config: LatentsConfig, settings: Settings, out: Path, *, rows: str | None = None) -> int:
     """Write ``tokens``, ``rows`` and ``samples`` to one ``.npz`` file.
 
-    Tokens are (n, *shape) float32, all in memory at once; rows count from 0.
-    Returns the number of samples.
-
-    Args:
-        rows: rows of the table from 1, such as 1-100,205.
-
-    Raises:
-        UsageError: another ending, or rows that have no latents.
-        LaryError: latents can't be read, or the file can't be written.
+    Tokens are (n, *shape) float32, all in memory at once; those written
+    count from 0, `rows` to choose from 1, such as 1-100,205. Returns n.
+    Raises UsageError for another ending or rows without latents, LaryError.
     """
     if out.suffix != ".npz":
         raise UsageError(f"{out}: expected a file that ends in .npz.")

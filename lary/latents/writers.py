@@ -1,9 +1,8 @@
 """Writing the two kinds of stores: ``npz`` and ``shards``.
 
 ``npz`` is the published layout, one file per sample. ``shards`` writes one
-safetensors file per unit of rows. A shard appears whole, with the rows that
-could be done; those done later (``--retry-failed``) come in a further file. No
-file is changed in place. The same rows give the same bytes in any order.
+safetensors file per unit of rows; those done later (``--retry-failed``) come in
+a further file. The same rows give the same bytes.
 """
 
 from __future__ import annotations

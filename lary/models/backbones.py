@@ -236,11 +236,10 @@ class AnyBackbone(NetworkEncoder):
     def run_windows(self, clips: Tensor, most: int) -> Tensor:
         """Clips (B, T, 3, H, W) to tokens (B, P * N, D).
 
-        As in `VJepaEncoder`, the last frame is repeated until
-        its tubelet is full, and here until the network has its
-        `most` frames; tokens of repeated ones alone are left
-        out. Longer clips are cut into windows, the last of
-        which ends at the last frame; the first one counts.
+        The last frame is repeated until its tubelet is full, and
+        the network has its `most` frames; tokens of repeated ones
+        alone are left out. Longer clips are cut into windows, the
+        last of which ends at the last frame; the first one counts.
         """
         import torch
 

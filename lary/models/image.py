@@ -22,15 +22,11 @@ class Backbone:
 
     Attributes:
         model: class of transformers.
-        leading: tokens before the patches, without the
-            register tokens that the configuration counts.
-        patches: the model wants flattened patches instead of an image.
-        one_size: position embeddings fit the
-            configuration's image size alone.
-        prefix: of the image tower's keys
-            in a file with a text tower.
-        unused: prefixes of keys that patch tokens don't
-            depend on; they may be missing and aren't read.
+        leading: tokens before the patches, but for registers.
+        patches: the model wants flattened patches.
+        one_size: it takes the configuration's image size alone.
+        prefix: of the image tower's keys beside a text tower.
+        unused: prefixes of keys that patch tokens don't need.
     """
 
     model: str

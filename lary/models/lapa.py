@@ -104,7 +104,10 @@ class LatentActions(NetworkEncoder):
 
     @staticmethod
     def open(spec: ModelSpec, context: ModelContext, kind: Any = None) -> tuple[Any, WeightsIdentity]:
-        """The network, or one of a `kind` with a decoder, on the CPU; the name of its weights."""
+        """The network on the CPU, and its weights' name.
+
+        A `kind` has a decoder, too.
+        """
         layout = weight_layout("laq")
         if spec.weights and spec.weights.folder:
             layout = replace(layout, files=(spec.weights.folder,))

@@ -196,10 +196,9 @@ class FluxEncoder(NetworkEncoder):
 class VJepaEncoder(NetworkEncoder):
     """Tokens of a whole clip, (N, D) per sample.
 
-    N are tubelets in time x rows x columns, in this order. A pair fills one
-    tubelet. Under ``corrected`` the last frame is repeated until the last
-    tubelet is full (nine frames: five steps), under ``paper`` an incomplete
-    tubelet is dropped (four steps).
+    N are tubelets in time x rows x columns. A pair fills one. Under
+    ``corrected`` the last frame is repeated until the last is full (nine
+    frames: five steps), ``paper`` drops an incomplete one (four steps).
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:

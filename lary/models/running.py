@@ -47,14 +47,9 @@ class LoadedEncoder:
 
     Attributes:
         author: the object of the model's class.
-        spec: its record.
-        device: the torch device that it computes on.
-        identity: names the weights.
-        dim: D of the tokens; None where neither the class nor the record names
-            it.
+        dim: D of the tokens; None where nothing names it.
         different: share of a token that may differ.
-        parameters_m: the record's, or those of its
-            networks in millions; None without any.
+        parameters_m: parameters in millions; None without any.
         module: all networks of the model; called with
             clips, as `encode`, it returns the tokens.
             Move or convert it by loading anew: a class

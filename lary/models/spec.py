@@ -73,8 +73,7 @@ class Weights:
         variable: the setting that holds a path or a hub id.
         folder: a folder or file under ``MODEL_DIR``.
         hub: repository, at `revision`.
-        extra: of lary, for `packages`: first the Python package
-            whose folder holds the weights, then what runs them.
+        extra: of lary, for `packages`, the first with the weights.
         hint: what else a user should know, as a sentence.
     """
 
@@ -103,9 +102,7 @@ class ModelContext:
     """What the constructor of a model class gets besides its record.
 
     Attributes:
-        device: a torch device.
-        weights: a path, a hub id, or ``random``; None for models without
-            weights.
+        weights: a path, a hub id, or ``random``; or None.
         revision: of the hub's repository, if one was asked for.
         seed: of random weights and noise.
         settings: the variables that have a value.
@@ -285,10 +282,7 @@ def locate_weights(spec: ModelSpec, values: Mapping[str, str], override: str | N
 
     It is that of ``--weights``, the record's variable, its folder
     under MODEL_DIR, its Python package, or its hub id, in this order.
-    ``random`` is no path: a folder of that name is ``./random``.
-
-    Raises UsageError for a path that doesn't exist, weights
-    that nothing locates, or an `override` without any.
+    ``random`` is no path. Raises UsageError where nothing is there.
     """
     weights = spec.weights
     if weights is None:

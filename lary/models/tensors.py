@@ -33,19 +33,14 @@ class Layout:
     """In which files a model's checkpoint comes, and what of them is read.
 
     Attributes:
-        files: names under a folder or repository, the first
-            that is there is read. Empty for a folder of
-            transformers, with one weight file or shards.
+        files: names of which the first that is there is read;
+            empty for a folder of transformers.
         kind: field and value in ``config.json`` that mark
-            a library's folder; without them, or where no
-            library has the model, the file is the released
-            one and the record describes the network.
-        unused: prefixes of keys without a part
-            in encoding; they may be absent.
-        sections: entries of a pickled file with
-            the tensors; else they are at the top.
-        wrappers: parts of keys left by training; like
-            the published loaders, they are dropped.
+            a library's folder; without them, the file is the
+            released one and the record describes the network.
+        unused: prefixes of keys without a part in encoding.
+        sections: entries of a pickled file with the tensors.
+        wrappers: parts of keys that are dropped, as published.
     """
 
     files: tuple[str, ...] = ()

@@ -30,9 +30,8 @@ class Checkpoint:
     """A checkpoint, or random weights.
 
     Attributes:
-        files: the weight files; the path ``random`` for random weights.
-        config: the library's configuration beside
-            them, if the layout names its kind.
+        files: the weight files; ``random`` for random ones.
+        config: the library's, if the layout names its kind.
         identity: names the weights and their configuration.
         seed: of random weights; None where files are read.
     """

@@ -345,11 +345,9 @@ def residual_blocks(narrow: int, wide: int, count: int) -> nn.Sequential:
 class Tokenizer(nn.Module):
     """The encoder of Open-MAGVIT2, without quantization.
 
-    Arguments are those of the published ``ddconfig``: channels of the map, of
-    the first level, their multiples, blocks per level, channels of images. A
-    `model_type` of ``en512`` gives the map before the last convolution.
-    `out_ch` and `use_ema` are ignored: as in the published code, the raw
-    weights run, not their running averages.
+    Arguments are those of the published ``ddconfig``. A `model_type` of
+    ``en512`` gives the map before the last convolution. `out_ch` and `use_ema`
+    are ignored: as published, the raw weights run, not their averages.
     """
 
     def __init__(

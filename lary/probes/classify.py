@@ -1,9 +1,8 @@
 """The classification probe: attentive heads, trained together on clips.
 
-The heads see the same batches; each has its own AdamW. They train on the whole
-training split. ``corrected`` picks neither head nor epoch: it averages the
-probabilities of all heads after the last epoch. Beside it stands the choice on
-the reported split: the best head of all epochs, or, as published (``paper``),
+The heads see the same batches; each has its own AdamW. ``corrected`` averages
+the probabilities of all heads after the last epoch. Beside it stands the choice
+on the reported split: the best head of all epochs, or, as published (``paper``),
 of the last one. L is the number of classes, H that of heads.
 """
 
@@ -42,13 +41,11 @@ class ClassifierInputs:
 def train_classifier(inputs: ClassifierInputs, settings: ClassifierSettings, session: Session) -> ClassificationOutcome:
     """Train all heads; returns the predictions of the selected ones.
 
-    Every epoch, counted from 1, writes ``log_r0.csv`` (epoch, train_acc,
-    val_acc: per cent, best head) into the session's folder; the last one
-    ``latest.pt`` (``classifiers``: state dicts of all heads; ``selected``: the
-    numbers of those to report; ``scaling``: mean and std by channel with which
-    latents are standardised, or None). A session without a precision has that
-    of the preset. Raises UsageError for inputs that don't fit together or into memory,
-    LaryError if every head diverged.
+    Every epoch writes ``log_r0.csv`` (epoch, train_acc, val_acc: per cent, best
+    head) into the session's folder; the last one ``latest.pt`` (``classifiers``:
+    state dicts; ``selected``: numbers of those to report; ``scaling``: mean and
+    std by channel, or None). Raises UsageError for inputs that don't fit together
+    or into memory, LaryError if every head diverged.
     """
     sources.check_splits((inputs.train, inputs.train_targets), (inputs.validation, inputs.labels))
     present = np.unique(inputs.train_targets)

@@ -1,9 +1,9 @@
 """Networks of the attentive probe and, for regression, the MLP probe.
 
-Keys of the state dicts, arithmetic and initialisation are those of the
-published probes (arXiv 2604.11689, appendix on probing). The attentive probe
-follows the attentive classifier of V-JEPA 2 (arXiv 2506.09985): a projector,
-self-attention, one learned query that attends to all S tokens, a linear layer.
+Keys, arithmetic and initialisation are those of the published probes (arXiv
+2604.11689, appendix on probing). The attentive one follows V-JEPA 2 (arXiv
+2506.09985): a projector, self-attention, a learned query that attends to all
+S tokens, a linear layer.
 """
 
 import math

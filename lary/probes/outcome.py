@@ -1,10 +1,8 @@
 """Outcome of a probe: predictions per validation sample, and their metrics.
 
 An outcome has two selections: ``held_out`` (the average of the last epochs or of
-the heads, or for a ridge the penalty by cross-validation: it reads nothing of
-what is reported) and ``best_on_validation`` (picked on the reported split
-itself). The first is missing under the ``paper`` protocol, which publishes the
-second.
+the heads, or a ridge's penalty by cross-validation) and ``best_on_validation``
+(picked on the reported split), which alone ``paper`` has.
 
 Splits have n samples, L classes, and chunks of K steps and A dimensions.
 Shares are in [0, 1]; errors of actions are normalised, not in physical units.

@@ -1,9 +1,8 @@
 """Presets, which set sizes and training of all probes (``--probe-preset``).
 
-``paper``, whose numbers are the defaults of all fields, is the published
-setting (arXiv 2604.11689 and its public configuration). ``demo`` is a narrow,
-short one for a CPU: it ranks representations, and its numbers are not
-comparable with the published tables.
+``paper``, whose numbers are the defaults, is the published setting (arXiv
+2604.11689). ``demo`` is a short one for a CPU: it ranks representations;
+its numbers are not comparable with published ones.
 """
 
 import math

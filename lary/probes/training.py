@@ -58,9 +58,8 @@ class Training(ABC):
     """A training in progress, with its history and the epochs picked so far.
 
     The state, ``training_state.pt``, is rewritten at ends of epochs, after
-    the `unsaved` weights that were picked since. It is used only for the same
-    session, settings and inputs; any other is removed before a training
-    replaces the weights that belong to it.
+    the `unsaved` weights that were picked since. One of another session,
+    settings or inputs is removed before its weights are replaced.
     """
 
     checkpoint: ClassVar[str]  # the file of the weights, without which a state is useless

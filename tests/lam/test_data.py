@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from lary.data.spec import DATASETS
+from lary.files import write_json
 from lary.lam.data import PairMixture, open_mixture
 from lary.types import LaryError, UsageError
-from tests.helpers import fails, settings_of
+from tests.helpers import fails, printed, settings_of
 from tests.tree import frame, make_calvin, make_robot, write_image, write_video
 
 
@@ -182,3 +183,18 @@ def test_what_gives_no_pairs_is_one_sentence(root: Path, tmp_path: Path, caplog:
     logger.removeHandler(caplog.handler)
     assert "% of the pairs of" in caplog.text
     assert "are static: both frames are equal" in caplog.text
+
+
+def test_the_audit_finds_evaluation_in_a_training(root: Path, tmp_path: Path) -> None:
+    """By sample, by episode, and by content under another name."""
+    own = mixture(root, "robot_1st", exclude=False).manifest()
+    other = mixture(root, str(root / "data" / "classification" / "AgiBotWorld-Beta" / "val"), exclude=False).manifest()
+    audit = ("data", "audit", "robot_1st", "--training", tmp_path)
+    for manifest, code, words in ((own, 0, ()), (other, 1, ("1 of 2 files of val have the content of files",))):
+        write_json(tmp_path / "training.json", {"manifest": manifest})
+        printed(*audit, root=root, code=code, has=words)
+    seen = mixture(root, "robot_1st:val", exclude=False).manifest()
+    write_json(tmp_path / "training.json", {"manifest": seen})
+    printed(*audit, root=root, code=1, has=("1 of 2 samples of val", "1 of 2 clips of val are in the training of"))
+    write_json(tmp_path / "training.json", {"manifest": {}})
+    printed(*audit, root=root, code=2, has=("it names no samples; expected a training's folder",))

@@ -11,12 +11,15 @@ from safetensors.torch import load_file, save_file
 
 from lary.lam import train_lam
 from lary.lam.configs import TrainLamConfig
-from lary.lam.network import TrainableModel
+from lary.lam.data import open_mixture
+from lary.lam.features import FeaturePairs
+from lary.lam.network import FrozenBackbone, TrainableModel
 from lary.lam.trained import TrainedActions
 from lary.models.running import build
-from lary.models.spec import MODELS, ModelContext
-from lary.types import LaryError, UsageError
+from lary.models.spec import MODELS, ModelContext, Preprocess
+from lary.types import LaryError, UsageError, WeightsIdentity
 from tests.helpers import fails, printed, settings_of
+from tests.tiny import save_tiny
 from tests.tree import make_calvin
 
 TINY = {
@@ -101,3 +104,48 @@ def test_released_weights_have_their_decoder_or_are_refused(root: Path, tmp_path
     torch.save(tensors, tmp_path / "laq.pt")
     fails(LaryError, "1 missing: to_pixels_first_frame.0.weight", spec.factory.open, spec, given, TrainableModel)  # type: ignore[union-attr]
     assert spec.factory.open(spec, given)[0].dim == 16  # type: ignore[union-attr]
+
+
+def test_features_are_computed_once(root: Path, tmp_path: Path) -> None:
+    """Of each frame, whatever the batch; another process finds them in the file."""
+    calls = []
+
+    def encode(pairs: torch.Tensor) -> torch.Tensor:
+        calls.append(len(pairs))
+        return pairs.movedim(2, -1)[:, :, ::4, ::4]
+
+    spec = MODELS.get("random-vit")
+    sizes = {"image_size": 2, "patch_size": 1, "dim": 3}
+    backbone = FrozenBackbone(spec, sizes, Preprocess(size=8, scale=1.0), WeightsIdentity(), encode)
+
+    def pairs() -> FeaturePairs:
+        mixture = open_mixture(["calvin"], settings_of(root), 0, 8, workers=1)
+        return FeaturePairs(mixture, backbone, tmp_path, "cpu")
+
+    data = pairs()
+    first = data.batch(0, range(40))
+    assert calls == [32, 8]
+    plain = data._mixture.batch(0, range(40))
+    data.close()
+    assert torch.equal(first, plain.float().movedim(2, -1)[:, :, ::4, ::4])
+    assert torch.equal(pairs().batch(7, range(30, 10, -1)), first[range(30, 10, -1)])
+    assert calls == [32, 8]
+    assert data.manifest()["parts"][0]["name"] == "calvin:train"
+    pixels = replace(backbone, encode=None)
+    fails(UsageError, "predicts pixels; leave it out", FeaturePairs, data._mixture, pixels, tmp_path, "cpu")
+
+
+def test_a_backbone_of_transformers(root: Path, tmp_path: Path) -> None:
+    """Trained on its features, cached; its weights are checked when the model is used."""
+    save_tiny(tmp_path / "vit", "dinov2", patch=28)
+    options = {key: value for key, value in TINY.items() if key not in ("image_size", "patch_size", "dim")}
+    config = TrainLamConfig(
+        backbone=f"hf:{tmp_path / 'vit'}", dataset=("calvin",), out=tmp_path / "lam", cache_features=True, **options
+    )
+    train_lam(config, settings_of(root))
+    spec = MODELS.get(f"lam:{tmp_path / 'lam'}")
+    given = replace(context(root), weights=str(tmp_path / "lam" / "model.safetensors"))
+    assert build(spec, given).encode(torch.rand(1, 2, 3, 224, 224)).tokens.shape == (1, 4, 32)
+    weights = load_file(tmp_path / "vit" / "model.safetensors")
+    save_file({key: value + 1 for key, value in weights.items()}, tmp_path / "vit" / "model.safetensors")
+    fails(LaryError, "aren't those of 'lam:", build, spec, given)
