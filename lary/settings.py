@@ -23,10 +23,9 @@ PLUGIN = "PLUGIN"
 
 
 class Variable(NamedTuple):
-    """A setting in ``settings.json``: its meaning, default, and kind.
+    """A setting in ``settings.json``; `folder` is its kind.
 
-    ``{OTHER}`` in a default is the value of another setting; `folder` is the
-    kind.
+    ``{OTHER}`` in its default is the value of another setting.
     """
 
     meaning: str
@@ -79,7 +78,7 @@ class Settings:
 def unexported(root: Path | None = None) -> str:
     """A sentence about an env.sh, here or in `root`, that had no effect.
 
-    Its variables did not arrive: bare NAME=value lines export none. Empty
+    Its variables did not arrive: NAME=value lines export none. Empty
     where there is no such file, or its variables are set.
     """
     for file in (Path("env.sh"), (root or Path()) / "env.sh"):
@@ -197,8 +196,8 @@ def set_config(file: Path, name: str, value: str) -> None:
     text = read_text(file, "configuration file") if file.exists() else config_template()
     entry = yaml.safe_dump({name: value}, width=4096).strip()
     for start in ("", r"#[ \t]*"):  # in place of the lines that set it, or else of the comment
-        form = rf"^{start}{name}[ \t]*:.*(\n[ \t]*- .*)*$"
-        text, count = re.subn(form, lambda _: entry, text, count=1, flags=re.MULTILINE)
+        form = rf"(?m)^{start}{name}[ \t]*:.*(\n[ \t]*- .*)*$"
+        text, count = re.subn(form, lambda _: entry, text, count=1)
         if count:
             break
     write_text(file, text if count else text.rstrip("\n") + f"\n{entry}\n")

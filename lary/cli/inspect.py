@@ -189,10 +189,7 @@ def schema(*, out: Path | None = None) -> None:
     from lary.files import write_text
     from lary.results.record import schema_text
 
-    if out is None:
-        print(schema_text(), end="")
-    else:
-        write_text(out, schema_text())
+    print(schema_text(), end="") if out is None else write_text(out, schema_text())
 
 
 @latents_app.command

@@ -83,8 +83,7 @@ def read_preprocess(location: str) -> Preprocess:
     if file is None:
         size = configured_size(location) or 224
         if find_file(location, (CONFIG,)):  # or else its absence is an error
-            text = "%s has no %s: frames are resized to %d with ImageNet's mean and std"
-            log.info(text, location, PROCESSORS[0], size)
+            log.info("%s has no %s: resized to %d, ImageNet's mean and std", location, PROCESSORS[0], size)
         return Preprocess(size=size, resize="pil_bicubic", mean=IMAGENET_MEAN, std=IMAGENET_STD, reader="pil")
     try:
         return _preprocess_of(read_json(file, "preparation of frames"))

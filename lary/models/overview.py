@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lary.types import Latents
 
 REFERENCE = Path(lary.__file__).parent / "results" / "reference"
-"""Folder of the tables of the benchmark's paper."""
+"""Tables of the benchmark's paper."""
 TABLES = {
     "leaderboard_classification": "classification",
     "leaderboard_regression": "regression",
@@ -31,7 +31,7 @@ TABLES = {
 }
 """Titles of the tables by model."""
 ABLATED = {"codebook_size": "codebook_size", "sequence_length": "code_seq_len", "latent_dim": "quant_dim"}
-"""Columns of the table of ablations, with the fields that they name."""
+"""Columns of the ablations, and the fields that they name."""
 FACTS = ("model", "paradigm", "params_m", "ablation", *ABLATED)
 """Columns that are no numbers of a result."""
 
@@ -56,14 +56,13 @@ def shape_text(shape: tuple[int, ...]) -> str:
 
 def models_table(values: Mapping[str, str]) -> str:
     """Key, paradigm, D, shapes, parameters, weights, licence of each model."""
-    rows = [("key", "paradigm", "D", "pair", "clip", "params (M)", "weights", "licence")]
+    rows: list[tuple[str, ...]] = [("key", "paradigm", "D", "pair", "clip", "params (M)", "weights", "licence")]
     for spec in MODELS:
         here, _ = weights_state(spec, values)
         state = "none needed" if spec.weights is None else "here" if here else "missing"
         parameters = f"{spec.parameters_m:.2f}" if spec.parameters_m is not None else "-"
-        dim = str(spec.dim) if spec.dim is not None else "-"
-        shapes = (shape_text(spec.pair_shape), shape_text(spec.clip_shape))
-        rows.append((spec.name, spec.paradigm, dim, *shapes, parameters, state, spec.licence or "-"))
+        shapes = map(shape_text, (spec.pair_shape, spec.clip_shape))
+        rows.append((spec.name, spec.paradigm, str(spec.dim or "-"), *shapes, parameters, state, spec.licence or "-"))
     return "\n".join(aligned(rows))
 
 

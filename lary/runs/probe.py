@@ -15,7 +15,7 @@ from lary.configs import ClassifyConfig, TrackerName
 from lary.data.spec import DATASETS
 from lary.files import digest
 from lary.latents.ref import LatentsRef
-from lary.latents.store import read_media
+from lary.latents.store import read_manifest, read_media
 from lary.registry import load_plugin, loaded_plugins
 from lary.results.folder import choice_of, settle, writing
 from lary.results.record import ALONE, FILE_NAME, EvalResult, NamedDigest, read_result, run_identity
@@ -23,7 +23,7 @@ from lary.runs.extract import read_timing
 from lary.runs.tasks import ActionTask, ClassTask, ProbeConfig, frame_of, seeds_of, shared_groups
 from lary.runtime import in_threads, log, pick_devices, progress, provenance, within_memory
 from lary.settings import FOLDERS, Settings
-from lary.types import JsonDict, UsageError
+from lary.types import JsonDict, LaryError, UsageError
 
 if TYPE_CHECKING:
     from lary.probes.team import Team
@@ -121,8 +121,9 @@ def inputs_of(task: Task) -> tuple[NamedDigest, ...]:
     found = {"options": digest(options)}
     for role, split in task.splits.items():
         found[f"table {role}"] = split.table.digest
-        found[f"latents {role}"] = str(split.store.get("key") or "")
-        if not found[f"latents {role}"]:  # another program's
+        key = split.store.get("key") and read_manifest(split.folder).get("key")
+        found[f"latents {role}"] = str(key or "")
+        if not key:  # another program's
             found[f"tokens {role}"] = digest(*in_threads(tokens_checksum, split.store.get("files", ()), 8, batch=64))
         if media := read_media(split.folder):
             found[f"media {role}"] = digest(*sorted(f"{facts[:33]} {path}" for path, facts in media.items()))
@@ -205,6 +206,8 @@ def train_and_write(task: Task, team: Team, device: str) -> None:
         facts["timings"] |= {"probe": round(spent, 3), "waiting for latents": round(waited, 3)}
         if "precision" in task.splits["train"].store:
             facts["options"]["encoder_precision"] = task.splits["train"].store["precision"]
+        if inputs_of(task) != inputs:
+            raise LaryError("The latents changed while the probe read them: start it again.")
         result = task.write(run.work, outcomes, facts)
         warnings = [*result.warnings, *([] if config.folds else shared_groups(task.dataset, task.splits))]
         if task.model is None:

@@ -215,9 +215,8 @@ def read_plan(file: Path) -> list[Planned]:
     content = read_yaml(file, "sweep file")
     if isinstance(content, dict):
         load_named_plugins(content.pop("plugins", None), file)
-    if not isinstance(content, dict) or (odd := sorted(map(str, content.keys() - SECTIONS.keys()))):
-        wrong = f", not {', '.join(odd)[:99]}" if isinstance(content, dict) else ""
-        raise UsageError(f"{where} has to hold the keys {', '.join(SECTIONS)} or plugins{wrong}.")
+    if not isinstance(content, dict) or not content.keys() <= SECTIONS.keys():
+        raise UsageError(f"{where} has to hold the keys {', '.join(SECTIONS)} or plugins, and no others.")
     found = [content.get(name) or kind() for name, kind in SECTIONS.items()]
     shared, grid, runs = found
     if not all(map(isinstance, found, SECTIONS.values())) or not all(

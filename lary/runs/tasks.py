@@ -85,8 +85,7 @@ def check_options(config: ProbeConfig) -> Any:
         why = "paper scores the published split alone" if config.protocol == "paper" else "must be at least 2"
         raise UsageError(f"--folds {config.folds}: {why}; leave the option out.")
     kind, steps = (getattr(config, name, None) for name in ("model_type", "sampler_steps"))
-    preset = PRESETS.get(config.probe_preset)
-    return preset.settings(kind or "attentive", config.epochs, config.probe_batch_size, steps)
+    return PRESETS.get(config.probe_preset).settings(kind or "attentive", config.epochs, config.probe_batch_size, steps)
 
 
 def frame_of(config: ProbeConfig) -> RelativeFrame | None:

@@ -19,6 +19,7 @@ from lary.results.record import DatasetFacts, read_result
 from lary.runs.extract import extract
 from lary.runs.probe import run_member, summary
 from lary.runs.run import run
+from lary.runs.tasks import ActionTask
 from lary.types import LaryError, UsageError
 from tests.helpers import fails, printed, rows_of, settings_of
 from tests.runs.conftest import MODEL, config_of, probe
@@ -214,3 +215,16 @@ def test_an_unwritable_folder_stops_a_probe_before_its_training(made: Path, tmp_
     monkeypatch.setattr(torch.optim, "AdamW", lambda *_, **__: pytest.fail("trained"))
     (tmp_path / "regression").touch()
     fails(LaryError, r"Cannot write .*regression.*: ", probe, made, logs=tmp_path)
+
+
+def test_latents_that_are_extracted_anew_while_they_are_read(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = ActionTask.train
+
+    def changing(task: ActionTask, session: Any) -> Any:
+        file = task.splits["train"].folder / "store.json"
+        file.write_text(file.read_text().replace(task.splits["train"].store["key"], "f" * 16))
+        return train(task, session)
+
+    monkeypatch.setattr(ActionTask, "train", changing)
+    fails(LaryError, "The latents changed while the probe read them", probe, place)
+    assert not list(place.rglob("result.json"))
