@@ -89,8 +89,8 @@ def unexported(root: Path | None = None) -> str:
         named = re.findall(r"^\s*(?:export\s+)?([A-Z][A-Z0-9_]*)=", text, re.MULTILINE)
         if absent := [name for name in named if name in VARIABLES and name not in os.environ]:
             return (
-                f" {file} sets {', '.join(absent[:3])}, but this process doesn't see it: source the file first, and "
-                "write 'export NAME=value', or 'set -a' above the lines, since bare NAME=value lines export nothing."
+                f" {file} sets {', '.join(absent[:3])}, but this process doesn't see it: "
+                "write 'export NAME=value' in it, or 'set -a' above, and source it."
             )
     return ""
 
@@ -108,8 +108,7 @@ def load_settings(
         config: the ``lary.yaml`` to read; it must exist if named.
         environment: in place of ``os.environ``.
 
-    Raises UsageError for a value that is no path, or a configuration file that
-    is missing, isn't lines of names and values, or has an unknown name.
+    Raises UsageError for a value that is no path, or a wrong configuration file.
     """
     env = os.environ if environment is None else environment
     named = config or env.get("LARY_CONFIG")

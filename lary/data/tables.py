@@ -47,7 +47,7 @@ REVERSED = re.compile(r"(?:_rev)?\.[^./]+$")
 SHORT = 255
 """Letters of paths without a part that is too long."""
 LONGEST_CELL = 4096
-"""Letters of a cell: a long path, or a thousand frame numbers."""
+"""Letters of a cell, such as a thousand frame numbers."""
 MOST_COLUMNS = 4096
 LONGEST_LINE = 1 << 22
 """Bytes of a row, which bound the parser's memory."""
@@ -354,7 +354,7 @@ def cell_problem(spec: DatasetSpec, name: str, cell: str) -> str:
     if reason := path_problem(cell.strip()):
         return f"column '{name}' holds {cell[:60]!r}, which is no path: {reason}"
     if UNSAFE_PATH.match(cell.lstrip()):
-        return f"the path '{cell}' leaves its root: paths in tables are relative and inside it"
+        return f"the path '{cell}' leaves its root"
     return ""
 
 

@@ -82,7 +82,7 @@ def model_text(spec: ModelSpec, values: Mapping[str, str]) -> str:
 
 
 def facts(spec: ModelSpec) -> list[tuple[str, str]]:
-    """Name and text of the fields of a record that are printed."""
+    """Names and texts of a record's printed fields."""
     frames = spec.preprocess
     resize = f"{frames.size} x {frames.size}"
     if frames.short_side:

@@ -22,11 +22,11 @@ from lary.workers import end_with_starter
 
 FEWEST = 10
 GENERATOR = "2"
-"""Version of what is drawn, to be raised when the same seed gives other bytes."""
+"""Version of what is drawn: raised when a seed gives other bytes."""
 RECORD = "simulation.json"
 UNFINISHED = ".simulation-unfinished.json"
 OWN = ("regression/simarm", "classification/SimArm")
-"""Folders under DATA_DIR that belong to the simulation alone."""
+"""Folders of DATA_DIR for the simulation alone."""
 SETTINGS = "LARY_ROOT: .\nDATA_DIR: data\nLARY_LA_DIR: latent_actions\nLARY_LOG_DIR: logs\n"
 STATS = "regression/simarm/simarm_stats.json"
 
@@ -97,7 +97,7 @@ def claim_folder(out: Path, record: JsonDict, *, overwrite: bool) -> None:
             what = f"{found} is the record of another one" if found else f"{stray} exists without a record"
             raise UsageError(
                 f"{out} can't take this simulation, since {what}: choose another folder, "
-                "remove this one, or pass --overwrite to 'lary simulate'."
+                "remove this one, or pass --overwrite."
             )
         for name in OWN:
             shutil.rmtree(data_dir / name, ignore_errors=True)
@@ -126,13 +126,14 @@ def perform_all(recordings: Sequence[Recording], data_dir: Path, config: Simulat
         return
     # Spawned: threads of MuJoCo and OpenCV would not survive a fork.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(config.processes, len(recordings)), context, end_with_starter)
+    try:
+        pool = ProcessPoolExecutor(min(config.processes, len(recordings)), context, end_with_starter)
+    except OSError as error:
+        raise LaryError(f"Processes need /dev/shm ({error.strerror}): pass --processes 1.") from error
     try:
         for future in as_completed([pool.submit(perform, each, data_dir, config.size) for each in recordings]):
             yield future.result()
     except BrokenProcessPool as error:
-        raise LaryError(
-            "A process of the simulation died (out of memory?): start it again, what is done stays."
-        ) from error
+        raise LaryError("A process of the simulation died (out of memory?): start it again to resume.") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
