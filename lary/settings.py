@@ -168,7 +168,7 @@ def _read_config(file: Path) -> dict[str, str]:
 
 
 def config_template() -> str:
-    """A ``lary.yaml`` with every variable commented out, its meaning above it."""
+    """A ``lary.yaml`` with all variables commented out."""
     lines = ["# Settings of lary. Precedence: command line > environment > this file > default.", ""]
     for name, (meaning, default, _) in VARIABLES.items():
         shown = (default or "").replace("{LARY_ROOT}/", "")

@@ -21,7 +21,7 @@ from lary.settings import unexported
 from lary.types import UsageError
 
 PATTERNS = {"episode": EPISODE, "segment": r"^(.*)/"}
-"""What stays together, in the first path; a segment is the folder of the file."""
+"""What stays together, in the first path; a segment is a folder."""
 CLIPS, PAIRS = 0.3, 0.25
 """The paper's shares of validation."""
 

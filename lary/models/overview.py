@@ -55,7 +55,7 @@ def shape_text(shape: tuple[int, ...]) -> str:
 
 
 def models_table(values: Mapping[str, str]) -> str:
-    """Key, paradigm, D, shapes, parameters, weights, licence of each model."""
+    """Facts and state of all models, one per line."""
     rows: list[tuple[str, ...]] = [("key", "paradigm", "D", "pair", "clip", "params (M)", "weights", "licence")]
     for spec in MODELS:
         here, _ = weights_state(spec, values)

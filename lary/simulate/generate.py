@@ -71,7 +71,7 @@ def simulate(out: Path, config: SimulateConfig) -> dict[str, int]:
 
 
 def check_numbers(config: SimulateConfig) -> None:
-    """Raise UsageError for options that give no usable data set."""
+    """Raise UsageError for options without a usable data set."""
     if config.pairs < FEWEST or config.clips < FEWEST:
         raise UsageError(
             f"A simulation needs at least {FEWEST} pairs and {FEWEST} clips, not {config.pairs} and {config.clips}."
