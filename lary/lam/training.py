@@ -33,9 +33,10 @@ from lary.lam.network import (
 )
 from lary.models.preprocess import DeviceNormaliser
 from lary.probes.training import Session, save_checkpoint
-from lary.runtime import log, provenance
+from lary.runtime import log, provenance, within_memory
 from lary.types import JsonDict, LaryError, UsageError
 
+SMALLER = "pass a smaller --batch-size, with --accumulate, or a smaller network"
 CLIP = 0.5
 """Largest norm of all gradients together, as published."""
 WEIGHTS, RECORD, PUBLISHED = "model.safetensors", "training.json", "published.pt"
@@ -147,15 +148,8 @@ class LamTraining:
                 self.watch()
             if self.step >= own.steps:
                 break
-            try:
+            with within_memory(self.device, SMALLER):
                 self.update()
-            except RuntimeError as error:
-                if "memory" not in str(error):
-                    raise
-                raise LaryError(
-                    f"Memory is too small for {own.batch_size} pairs: pass a smaller "
-                    "--batch-size, with --accumulate, or a smaller network."
-                ) from error
             if time.monotonic() - self.saved >= 60 * own.checkpoint_minutes:
                 self.save()
             if bar:

@@ -246,7 +246,7 @@ def test_mistakes_are_sentences(tmp_path: Path) -> None:
     fails(UsageError, r"state.pt can't be read .*--overwrite", other.run)
     training = made_training()
     training.update = Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory"))  # type: ignore[method-assign]
-    fails(LaryError, "Memory is too small for 6 pairs", training.run)
+    fails(LaryError, "cpu ran out of memory .*: pass a smaller --batch-size", training.run)
     fails(UsageError, "--batch-size 1: .* 2 processes", made_training, batch_size=1, session={"team": Team(0, 2)})
     assert [lengths_of(grid) for grid in (14, 16, 8, 7)] == [[16, 49, 64], [16], [1, 2, 4], [1, 2, 4]]
 

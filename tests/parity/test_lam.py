@@ -176,8 +176,9 @@ def test_quantizer_of_univla_equals_the_published_one(name: str) -> None:
     with torch.no_grad():
         book = (case.draw("codebook", f"(u * 2 - 1) / {rows}") * 2 - 1) / np.float32(rows)
         quantizer.codebook.weight.copy_(torch.from_numpy(book))
-    drawn = case.draw("x", f"(u * 2 - 1) * 1.5 / {rows}")
-    x = torch.from_numpy((drawn * 2 - 1) * np.float32(1.5 / rows)).requires_grad_()
+    scale = re.fullmatch(rf"\(u \* 2 - 1\) \* ([\d.]+) / {rows}", case.about["input"]["x"]["then"])
+    assert scale, "no reading for the input"
+    x = torch.from_numpy((case.draw("x") * 2 - 1) * np.float32(float(scale[1]) / rows)).requires_grad_()
     found, codes, codebook_loss, commitment = quantizer(x)
     error = torch.nn.functional.mse_loss(found, torch.from_numpy(case.draw("target", "none")))
     loss = error + codebook_loss + quantizer.beta * commitment
