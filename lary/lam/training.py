@@ -287,7 +287,7 @@ class LamTraining:
             self.track({f"monitor/{name}": value for name, value in row.items()})
             log.info("step %d, %s", self.step, found["text"])
             rows.append(row | {"state": found["state"]})
-            # A drawn codebook, at step 0, may look collapsed.
+            # A drawn codebook may look collapsed.
             last = [each["state"] == "collapsed" for each in rows[-2:] if each["step"]]
             stop += self.config.stop_on_collapse and last == [True] * 2
         self.team.add(stop)
@@ -360,7 +360,7 @@ class LamTraining:
         about = {"model": backbone.spec.name, "seed": 0, **asdict(backbone.identity)}
         content = {
             "schema": 1,
-            "options": asdict(self.config),
+            "options": asdict(self.config) | {"lr": self.rate},
             "sizes": backbone.sizes,
             "backbone": about,
             "preprocess": asdict(backbone.preprocess),

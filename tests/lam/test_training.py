@@ -290,7 +290,7 @@ def test_the_command_trains_resumes_and_exports(images: Path, tmp_path: Path) ->
     torch.testing.assert_close(encoder.encode(clips).tokens, network.vq.tokens(latent))
 
 
-@pytest.mark.parametrize("name", ["dinov2", "dinov3", "siglip2", "magvit2", "random-vit"])
+@pytest.mark.parametrize("name", ["dinov2", "dinov3-cs16_sl49_dim8_lr3e-4", "siglip2", "magvit2", "random-vit"])
 def test_every_backbone_is_trained_on(name: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = MODELS.get(name) if name == "random-vit" else tiny_record(name)
     monkeypatch.setattr("lary.lam.network.MODELS", Mock(get=lambda _: spec))
@@ -298,6 +298,8 @@ def test_every_backbone_is_trained_on(name: str, images: Path, tmp_path: Path, m
     train(images, f"--backbone {name} --out {tmp_path} --steps 2 {export}")
     record = json.loads((tmp_path / "training.json").read_text())
     assert record["backbone"]["model"] == name
+    assert record["options"]["lr"] == (3e-4 if "lr3e-4" in name else 1e-4)
+    assert (record["sizes"]["code_seq_len"] == 49) == ("sl49" in name)
     assert record["curves"]["monitor"][0]["loss_copy"] > 0
     if export:
         spec = replace(spec, options={**spec.options, "network": record["sizes"]}, pair_shape=(), clip_shape=())
