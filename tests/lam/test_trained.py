@@ -2,11 +2,14 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from lary.lam import train_lam
@@ -149,3 +152,22 @@ def test_a_backbone_of_transformers(root: Path, tmp_path: Path) -> None:
     weights = load_file(tmp_path / "vit" / "model.safetensors")
     save_file({key: value + 1 for key, value in weights.items()}, tmp_path / "vit" / "model.safetensors")
     fails(LaryError, "aren't those of 'lam:", build, spec, given)
+
+
+def test_reconstruction_of_trained_weights(root: Path, tmp_path: Path) -> None:
+    """The example script: numbers, pictures, and models without a decoder."""
+    script = [sys.executable, Path(__file__).parents[2] / "examples" / "reconstruct_lam.py"]
+    places = ["--lary-root", root, "--data-dir", root / "data", "--pairs", "10", "--pictures", "3", "--out", tmp_path]
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*script, *words, *places], capture_output=True, text=True)
+
+    done = run(model(root), "calvin")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "reconstruction.json").read_text())
+    assert found["data"] == "calvin:val"
+    assert f"reconstruction loss {found['signals']['loss_noise']:.5g}" in done.stdout
+    assert 0 <= found["transfer"] <= 1
+    with Image.open(tmp_path / "pictures.png") as picture:
+        assert picture.size == (6 * 98, 3 * 98)
+    assert "Model 'pixels' has no decoder" in run("pixels", "calvin").stderr
