@@ -1,10 +1,9 @@
 """Reading latents from files, which are untrusted.
 
-An ``.npz`` holds ``tokens`` and ``indices`` of one sample; its zip comment
-names the sample and the store. A shard is a safetensors file with ``tokens``
-(R, P, N, D) or (R, N, D) and maybe ``codes`` (R, P, N); its metadata hold the
-store's key, and every row's number, sample id and CRC-32. Rows are read from
-their offsets: mapped tensors are slower on network file systems.
+An ``.npz`` holds ``tokens`` and ``indices`` of one sample; its zip comment names
+the sample and the store. A shard is a safetensors file with ``tokens`` (R, P, N,
+D) or (R, N, D) and perhaps ``codes`` (R, P, N); its metadata hold the store's
+key and of every row the row in the table, the sample id and the CRC-32.
 """
 
 from __future__ import annotations

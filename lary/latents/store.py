@@ -1,10 +1,8 @@
 """The latent store: identity, interface, number formats and pooling.
 
-A store is the folder of one split and one identity, described by ``store.json``.
-Two kinds write latents differently: ``npz`` one file per sample, ``shards`` one
-safetensors file per unit of rows. Sample ids and the identity's key decide which
-rows are done and what fits together. Pooling over the tokens of each step:
-``mean`` of all, ``cls`` takes the class token, ``grid:K`` averages K x K cells.
+A store is the folder of one split and one identity, described by ``store.json``:
+``npz`` writes a file per sample, ``shards`` one per unit of rows. Pooling over the
+tokens of each step: ``mean``, the class token ``cls``, or ``grid:K`` x K cells.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """The one writer of a run's folder, and the readers that find finished runs.
 
-A run writes below ``.work/``. Once complete, its result is staged there with the SHA-256 of
-every other file, the files move to the run's folder, and ``result.json`` comes last. A kill
-leaves no result, or a staged one that the next command publishes. Readers use only files
-that the result names, with its digest.
+A run writes below ``.work/``; once complete, its files move to the run's folder, and
+``result.json`` with their SHA-256 comes last. A kill leaves no result, or a staged one that
+the next command publishes. Readers use only files that the result names.
 """
 
 import os

@@ -1,14 +1,7 @@
-"""The output files of the published code, and the arrays of comparisons and figures.
+"""The output files of the published code, and arrays for comparisons and figures.
 
-Classification: ``confusion_matrix.json`` and ``.png``, ``classification_stats.json``,
-``case.txt``. Regression: ``best_result.csv`` and in ``eval_vis/epoch_<n>/``:
-``sample_<i>_{src,tgt,action}.png``, ``sample_<i>_action.pdf`` and ``action.pdf`` with all
-of these as pages.
-
-``predictions.npz`` holds the fields of `SampleScores` of each role as ``<role>_<field>``,
-and the ``seeds`` (S,). A score is 1 or 0 for an answer, or the sample's normalised error.
-``actions.npz`` holds those of `Chunks`, of the headline selection and the first seed.
-Metrics are recomputed from `answers_of` and `normalised_of`.
+``predictions.npz`` holds the fields of `SampleScores` of each role and the ``seeds`` (S,),
+``actions.npz`` those of `Chunks` of the first seed. A score is 1 or 0, or a normalised error.
 """
 
 import io

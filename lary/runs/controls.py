@@ -1,12 +1,8 @@
 """The controls of a model as ordinary runs, and the margin of the model over each.
 
-shuffled targets: those of other samples; the rest is chance (Hewitt and Liang 2019).
-static pair, shuffled order: frames repeated or permuted, where a model mixes its frames
-    before its own extraction; the rest is of single frames, or of no order.
-random projection: the same latents in few dimensions.
-random weights: the same architecture without training.
-baselines: models without weights, such as pixels and frame difference.
-Majority class and mean action are in every result.
+Shuffled targets measure chance (Hewitt and Liang 2019), static pairs single frames, shuffled
+order what needs none; a random projection and random weights are of the same latents and the
+same architecture. Majority class and mean action are in every result.
 """
 
 from collections.abc import Sequence

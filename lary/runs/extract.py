@@ -24,7 +24,16 @@ from lary.data.splits import find_table
 from lary.data.tables import INDEX_COLUMN, MEDIA_COLUMNS, SampleTable, read_table, write_csv
 from lary.files import digest, read_failures, read_json, remove_torn, write_failures, write_json
 from lary.latents.choice import check_frames_there
-from lary.latents.pipeline import Held, Interrupted, Job, UnitReport, encode_units, make_encoder, plan_units
+from lary.latents.pipeline import (
+    MOST_WORKERS,
+    Held,
+    Interrupted,
+    Job,
+    UnitReport,
+    encode_units,
+    make_encoder,
+    plan_units,
+)
 from lary.latents.ref import (
     KINDS,
     TABLE_FOLDER,
@@ -51,8 +60,8 @@ FAILURES = "failures.csv"
 TIMING = "extraction.json"
 ROWS_CHECKED = 10_000
 """Rows of a long table whose media are looked for before the work starts."""
-SECONDS_MEASURED, BATCHES_MEASURED = 10.0, 16
-"""How long and how much a dry run measures at most; the current batch is finished."""
+SECONDS_MEASURED, BATCHES_MEASURED, UNIT = 5.0, 256, 4
+"""How long and how much a dry run measures; batches that it begins together."""
 CHANGED = "changed"
 """The entry of a store's facts that names the control of its frames."""
 
@@ -193,39 +202,43 @@ def open_run(run: Run) -> LatentStore:
     )  # fmt: skip
 
 
+def missing_rows(run: Run) -> list[int]:
+    """The rows that a run has to do; nothing is changed."""
+    there = read_manifest(run.folder) and not run.job.config.overwrite
+    return open_run(run).missing(run.table) if there else list(range(len(run.table)))
+
+
 def estimate(config: ExtractConfig, settings: Settings) -> str:
     """Measure a few missing rows and say what an extraction needs; nothing is changed."""
     run = prepare_run(config, settings)
-    there = read_manifest(run.folder) and not config.overwrite
-    missing = open_run(run).missing(run.table) if there else list(range(len(run.table)))
+    missing = missing_rows(run)
     # A CPU encodes row by row anyway, and a slow model needs only a few.
     size = 1 if run.encoder.device == "cpu" and not config.cpu_batch else config.batch_size
     most = BATCHES_MEASURED * size
     chosen = missing[:: max(1, len(missing) // most)][:most]
-    marks, failures = [(time.monotonic(), 0)], list[Failure]()
-    with tempfile.TemporaryDirectory() as folder:
-        store = KINDS[config.store](Path(folder), run.identity, size)
-        measured = replace(config, batch_size=size)
-        job = replace(run.job, config=measured, store=store, processes=len(run.devices))
-        units = plan_units(range(len(chosen)), size)
-        for report in encode_units(
-            job, run.table.take(chosen), units, run.encoder.device, run.encoder,
-            stopped=lambda: time.monotonic() - marks[0][0] > SECONDS_MEASURED,
-        ):  # fmt: skip
-            marks.append((time.monotonic(), marks[-1][1] + report.done))
-            failures += report.failures
-        written = sum(file.stat().st_size for file in Path(folder).iterdir())
-    ended, rows = marks[-1]
+    for part in (chosen[: MOST_WORKERS * size], chosen):  # the first starts readers and model
+        started, rows, failures = time.monotonic(), 0, list[Failure]()
+        with tempfile.TemporaryDirectory() as folder:
+            store = KINDS[config.store](Path(folder), run.identity, UNIT * size)
+            measured = replace(config, batch_size=size)
+            job = replace(run.job, config=measured, store=store, processes=len(run.devices))
+            units = plan_units(range(len(part)), UNIT * size)
+            for report in encode_units(
+                job, run.table.take(part), units, run.encoder.device, run.encoder,
+                stopped=lambda: time.monotonic() - started > SECONDS_MEASURED,  # noqa: B023 (used at once)
+            ):  # fmt: skip
+                rows += report.done
+                failures += report.failures
+            spent = time.monotonic() - started
+            written = sum(file.stat().st_size for file in Path(folder).iterdir())
     parent = next(place for place in (run.folder, *run.folder.absolute().parents) if place.exists())
     free = shutil.disk_usage(parent).free
     lines = [f"{run.title}: {len(run.table)} rows, {len(run.table) - len(missing)} done, {len(missing)} to do"]
     if rows:
-        # The first batch also pays for what is done once.
-        begun, first = marks[1] if marks[1][1] < rows else marks[0]
-        seconds = len(missing) * (ended - begun) / (rows - first) / len(run.devices)
+        seconds = len(missing) * spent / rows / len(run.devices)
         need = len(missing) * written / rows
         lines += [
-            f"  measured      {rows} rows in {ended - marks[0][0]:.1f} s",
+            f"  measured      {rows} rows in {spent:.1f} s",
             f"  time          {seconds:.0f} s on {len(run.devices)} devices",
             f"  to write      {need / 1e9:.3f} GB into {run.folder}{': NOT ENOUGH SPACE' if need > free else ''}",
         ]
