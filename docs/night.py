@@ -2,8 +2,8 @@
 
     python docs/night.py
 
-Nothing here is measured on a GPU. Work per pair is that of docs/speed.md on a CPU at 0.16 TFLOP/s, which gives 0.32 TFLOP
-for two frames of a ViT-L, as its arithmetic does. Rates are assumptions: bfloat16 without pauses, reading beside them.
+Nothing here is measured on a GPU. Work per pair is that of docs/speed.md on a CPU at 0.16 TFLOP/s, which gives 0.32
+TFLOP for two frames of a ViT-L, as its arithmetic does. Rates are assumptions: no pauses, reading beside them.
 """
 
 CLIPS, PAIRS, TRAINED, FRAMES, EPOCHS = 1.19e6, 0.62e6, 0.833e6, 9, 20
@@ -34,9 +34,9 @@ def row(name: str, seconds: float, pairs: float, rate: float, steps: int, tokens
     return f"| {name} | " + " | ".join(f"{cell:.1f}" if cell >= 0.1 else "< 0.1" for cell in cells) + " |"
 
 
+HEAD = ("model", "forward bf16, h", "forward fp32, h", "probe of clips, h", "store, TB", "read by it, TB")
+
 if __name__ == "__main__":
-    print(
-        "| model | forward bf16, h | forward fp32, h | probe of clips, h | store, TB | read by it, TB |\n|---|---|---|---|---|---|"
-    )
+    print(f"| {' | '.join(HEAD)} |\n{'|---' * len(HEAD)}|")
     for model, facts in MODELS.items():
         print(row(model, *facts))
