@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHTS, RECORD = "model.safetensors", "training.json"
+CURVES = (
+    "step",
+    "perplexity",
+    "loss_noise",
+    "gap",
+    "static_ratio",
+)
 
 
 def trained_model(name: str) -> ModelSpec | None:
@@ -34,19 +41,22 @@ def trained_model(name: str) -> ModelSpec | None:
         sizes, dim = record["sizes"], record["sizes"]["dim"]
         trained = {key: record[key] for key in ("weights_digest", "backbone", "steps", "options", "verdict")}
         trained["manifest"] = digest(repr(record["manifest"]))
-        trained["signals"] = record["curves"]["monitor"][-1]
+        rows = record["curves"]["monitor"]
+        few = [*rows[: -1 : -(-len(rows) // 40)], rows[-1]]
+        trained["signals"] = rows[-1]
+        trained["curves"] = {name: [row[name] for row in few] for name in CURVES}
         preprocess = Preprocess(**with_tuples(record["preprocess"]))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, IndexError) as error:
         raise UsageError(f"{file} lacks {error}: train the model anew, by this version.") from error
-    rows = code_rows(sizes["code_seq_len"], int(sizes["image_size"] / sizes["patch_size"]))
+    length = code_rows(sizes["code_seq_len"], int(sizes["image_size"] / sizes["patch_size"]))
     return ModelSpec(
         name=name,
         paradigm="general LAM",
         dim=dim,
         preprocess=preprocess,
         weights=Weights(hub=str(folder / WEIGHTS)),
-        pair_shape=(rows, dim),
-        clip_shape=(8, rows, dim),
+        pair_shape=(length, dim),
+        clip_shape=(8, length, dim),
         options={"latent": "continuous", "network": sizes, "trained": trained},
         licence="that of its data",
         grid=0,

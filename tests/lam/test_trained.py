@@ -1,5 +1,6 @@
 """Trained models as models: their record, latents, results, reconstructions and ablations."""
 
+import html
 import json
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from lary.lam.network import FrozenBackbone, TrainableModel
 from lary.lam.trained import TrainedActions
 from lary.models.running import build
 from lary.models.spec import MODELS, ModelContext, Preprocess
+from lary.results.report import write_report
 from lary.types import LaryError, UsageError, WeightsIdentity
 from tests.helpers import fails, printed, settings_of
 from tests.tiny import save_tiny
@@ -79,6 +81,10 @@ def test_its_record_stands_in_the_result_and_in_the_ablations(root: Path) -> Non
     assert own["weights_digest"] == record["weights_digest"]
     assert own["signals"] == record["curves"]["monitor"][-1]
     assert len(own["manifest"]) == 16
+    assert own["curves"]["step"] == [0, 2]
+    page = write_report(root / "logs").read_text()
+    assert f"2 steps, {own['verdict']['text']}" in html.unescape(page)
+    assert page.count("over 2 steps") == 2 * 4
 
 
 def test_weights_that_are_not_those_of_the_record_are_refused(root: Path, tmp_path: Path) -> None:
