@@ -33,7 +33,7 @@ from lary.lam.network import (
 )
 from lary.models.preprocess import DeviceNormaliser
 from lary.probes.training import Session, save_checkpoint
-from lary.runtime import log, provenance, within_memory
+from lary.runtime import log, provenance, set_arithmetic, within_memory
 from lary.types import JsonDict, LaryError, UsageError
 
 SMALLER = "pass a smaller --batch-size, with --accumulate, or a smaller network"
@@ -137,6 +137,7 @@ class LamTraining:
     def run(self) -> None:
         """Train to the end. Raises as `lary.lam.train_lam`."""
         own, bar = self.config, self.session.progress
+        set_arithmetic(self.device)
         self.load()
         if bar:
             bar.skip(self.step)
