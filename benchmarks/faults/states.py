@@ -63,7 +63,8 @@ def wrong_end(code: int, lines: list[str]) -> list[str]:
     last = next((line for line in reversed(lines) if not line.startswith("  ")), "")
     found = [] if code in (1, 2) else [f"exit code {code}"]
     found += ["a traceback"] if any("Traceback" in line for line in lines) else []
-    return found + ([] if last.startswith("lary: ") else [f"no sentence: {last[:200]}"])
+    named = last.startswith("lary: ") or any(line.startswith("  failed: ") for line in lines)
+    return found + ([] if named else [f"no sentence: {last[:200]}"])
 
 
 def try_state(state: str, name: str, times: int, rng: random.Random, folder: Path) -> tuple[int, int, list[str]]:
