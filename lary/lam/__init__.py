@@ -25,6 +25,7 @@ def train_lam(config: TrainLamConfig, settings: Settings) -> JsonDict:
     """
     from lary.files import read_json, remove_torn
     from lary.lam import training
+    from lary.lam.trained import RECORD
     from lary.locks import locked
     from lary.probes.team import Team, launch
     from lary.registry import loaded_plugins
@@ -42,7 +43,7 @@ def train_lam(config: TrainLamConfig, settings: Settings) -> JsonDict:
             launch(train_member, (config, settings, loaded_plugins()), devices)
         else:
             train_member(config, settings, (), Team(), devices[0])
-    record: JsonDict = read_json(config.out / training.RECORD, "record of the training")
+    record: JsonDict = read_json(config.out / RECORD, "record of the training")
     return record
 
 

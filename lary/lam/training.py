@@ -31,6 +31,7 @@ from lary.lam.network import (
     build_network,
     make_optimizer,
 )
+from lary.lam.trained import RECORD, WEIGHTS
 from lary.models.preprocess import DeviceNormaliser
 from lary.probes.training import Session, save_checkpoint
 from lary.runtime import log, provenance, set_arithmetic, within_memory
@@ -39,7 +40,7 @@ from lary.types import JsonDict, LaryError, UsageError
 SMALLER = "pass a smaller --batch-size, with --accumulate, or a smaller network"
 CLIP = 0.5
 """Largest norm of all gradients together, as published."""
-WEIGHTS, RECORD, PUBLISHED = "model.safetensors", "training.json", "published.pt"
+PUBLISHED = "published.pt"
 WORK, STATE = ".work", "state.pt"
 NOT_DECIDING = {
     "out", "steps", "gpus", "device", "workers", "cache_features", "export", "tracker",

@@ -100,10 +100,10 @@ def plan_units(pending: Iterable[int], unit_rows: int) -> list[Unit]:
     return [Unit(number, tuple(rows)) for number, rows in groupby(pending, lambda row: row // unit_rows)]
 
 
-Held = dict[str, LoadedEncoder]  # at most one, by what it was made of
+KeptEncoder = dict[str, LoadedEncoder]  # at most one, by what it was made of
 
 
-def make_encoder(job: Job, model: ModelSpec, device: str, held: Held | None = None) -> LoadedEncoder:
+def make_encoder(job: Job, model: ModelSpec, device: str, held: KeptEncoder | None = None) -> LoadedEncoder:
     """Load the model on a device, or take it from those `held`. Raises LaryError."""
     config, held = job.config, {} if held is None else held
     context = ModelContext(device, config.protocol, job.weights, config.revision, config.seed, job.variables)

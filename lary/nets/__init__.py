@@ -48,8 +48,8 @@ def quantizer_parameters(sizes: Mapping[str, Any]) -> int:
 
 
 MOST_SEQUENCES = 65_535
-"""Of one call of an attention kernel: CUDA's
-limit for the second axis of a grid of blocks.
+"""Most sequences that one attention kernel takes:
+CUDA's limit for the second axis of a grid of blocks.
 """
 
 

@@ -26,9 +26,9 @@ from lary.files import digest, read_failures, read_json, remove_torn, write_fail
 from lary.latents.choice import check_frames_there
 from lary.latents.pipeline import (
     MOST_WORKERS,
-    Held,
     Interrupted,
     Job,
+    KeptEncoder,
     UnitReport,
     encode_units,
     make_encoder,
@@ -83,7 +83,7 @@ class ExtractReport:
     seconds: float
 
 
-def extract(config: ExtractConfig, settings: Settings, held: Held | None = None) -> ExtractReport:
+def extract(config: ExtractConfig, settings: Settings, held: KeptEncoder | None = None) -> ExtractReport:
     """Extract the latents of one split; what is done, by sample id and identity, stays.
 
     `held` keeps the encoder for the next call.
@@ -150,7 +150,7 @@ class Run:
         return f"{self.folder.name} on {self.identity.dataset} {self.identity.split}"
 
 
-def prepare_run(config: ExtractConfig, settings: Settings, held: Held | None = None) -> Run:
+def prepare_run(config: ExtractConfig, settings: Settings, held: KeptEncoder | None = None) -> Run:
     """Look everything up. Raises UsageError and LaryError, as `extract` does."""
     model, dataset = chosen_model(config), DATASETS.get(config.dataset)
     check_request(dataset, config)

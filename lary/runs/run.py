@@ -14,7 +14,7 @@ from lary.configs import ActionOptions, ClassifyConfig, ExtractConfig, RegressCo
 from lary.data.configs import DemoConfig, SimulateConfig
 from lary.data.spec import DATASETS, LabelSpace
 from lary.data.splits import find_table, offer_folds
-from lary.latents.pipeline import Held
+from lary.latents.pipeline import KeptEncoder
 from lary.models.overview import weights_state
 from lary.models.spec import MODELS, ModelSpec
 from lary.results.record import FILE_NAME, EvalResult, read_result
@@ -65,7 +65,7 @@ def run_splits(
     Without `replace_latents`, ``--overwrite`` is for results alone.
     """
     probe = probe_config(config)
-    reports, held = [], Held()
+    reports, held = [], KeptEncoder()
     for split in splits:
         given = vars(config) | {"split": split, "seed": config.model_seed}
         given["overwrite"] = config.overwrite and replace_latents
