@@ -143,6 +143,7 @@ def bare_network(encoder: Any, pairs: torch.Tensor) -> tuple[torch.Tensor, Netwo
         embodied.VillaX: lambda encoder, pairs: (pairs, lambda clips: encoder.network(clips)[0]),
         released.WanEncoder: bare_wan,
         released.FluxEncoder: bare_flux,
+        released.EfficientNetEncoder: lambda encoder, pairs: (pairs.flatten(0, 1), encoder.run),
         released.VJepaEncoder: lambda encoder, pairs: (
             pairs, lambda clips: encoder._network.encoder(pixel_values_videos=clips).last_hidden_state
         ),
@@ -174,7 +175,7 @@ def bare_univla(encoder: Any, pairs: torch.Tensor) -> tuple[torch.Tensor, Networ
 
     def forward(clips: torch.Tensor) -> torch.Tensor:
         features = backbone(pixel_values=clips.flatten(0, 1)).last_hidden_state[:, leading:]
-        tokens: torch.Tensor = network(features.unflatten(0, clips.shape[:2])).tokens
+        tokens: torch.Tensor = network(features.unflatten(0, clips.shape[:2]))[0]
         return tokens
 
     return pairs, forward
