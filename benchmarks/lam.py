@@ -1,6 +1,6 @@
 """Tiny latent action models on simulated arms: what training does, and whether their latents beat random weights.
 
-    python benchmarks/lam.py OUT features pixels [--seeds 0,1]
+    python benchmarks/lam.py OUT features efficientnet pixels [--seeds 0,1,2] [--recipes corrected]
 
 Everything that decides the comparison stands here: the data (seed 2 of the simulator), the probe (ridge on the relative
 motion of the arm), the five seeds, and the options, which were chosen on the episodes of seed 1. It prints, per kind of
@@ -33,7 +33,7 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 KINDS: dict[str, dict[str, Any]] = {
     "features": {"backbone": "hf:{out}/vit", "cache_features": True, "steps": 700},
-    "pixels": {"backbone": "lapa", "image_size": 16, "patch_size": 2, "dim": 32, "steps": 400},
+    "pixels": {"backbone": "lapa", "image_size": 16, "patch_size": 2, "dim": 32, "steps": 400, "entropy": 0.0},
 }
 """Features of a transformer with random weights (8 x 8 cells of 32 channels), or pixels of the second frame."""
 PAPER = {"recipe": "paper", "averaging": True, "lr": 1e-3, "entropy": 0.0}
@@ -79,16 +79,15 @@ def scores(**options: Any) -> tuple[float, float]:
     return result.score.value, chosen["unseen_mse"].value
 
 
-def compare(kind: str, seeds: list[int], out: Path, config: Path) -> None:
-    """Train some seeds of a kind, and print the tables."""
+def compare(kind: str, recipes: list[str], seeds: list[int], out: Path, config: Path) -> None:
+    """Train some seeds of a kind by some recipes, and print the tables."""
     from scipy.stats import ttest_ind
 
     own = {key: value.format(out=out) if isinstance(value, str) else value for key, value in KINDS[kind].items()}
-    recipes = [("corrected", seed, {}) for seed in seeds] + [("paper", 0, PAPER)] * (0 in seeds)
     found: dict[str, list[tuple[float, float]]] = {"corrected": [], "random": [], "paper": []}
     print("kind recipe seed", *COLUMNS)
-    for recipe, seed, changes in recipes:
-        folder = out / f"{kind}_{recipe}_{seed}"
+    for recipe, seed in itertools.product(recipes, seeds):
+        folder, changes = out / f"{kind}_{recipe}_{seed}", PAPER if recipe == "paper" else {}
         options = {**SIZES, **own, **changes, "dataset": ("simarm",), "seed": seed, "out": folder, "config": config}
         record = lary.train_lam(**options)
         for row in record["curves"]["monitor"]:
@@ -114,6 +113,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("kinds", nargs="+", choices=KINDS)
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=list(SEEDS))
+    parser.add_argument("--recipes", type=lambda text: text.split(","), default=["corrected", "paper"])
     given = parser.parse_args()
     data = given.out / "sim"
     words = [f"--{name}={value}" for name, value in DATA.items()]
@@ -125,7 +125,7 @@ def main() -> None:
     if not (given.out / "vit").exists():
         make_backbone(given.out / "vit")
     for kind in given.kinds:
-        compare(kind, given.seeds, given.out, config)
+        compare(kind, given.recipes, given.seeds, given.out, config)
     print("frame-difference", *scores(model="frame-difference", config=config))
 
 

@@ -34,8 +34,8 @@ class FeaturePairs:
             for unit in map(part.unit, range(part.count)):
                 self._first[part.name, unit.id] = frames
                 frames += unit.frames or 2
-        name = backbone.spec.name, backbone.identity.digest, repr(backbone.preprocess), repr(self._first)
-        file = folder / f"features_{digest(*name)}"
+        name = 2, backbone.spec.name, backbone.identity.digest, repr(backbone.preprocess), repr(self._first)
+        file = folder / f"features_{digest(*map(str, name))}"
         self._rows = _mapped(file.with_suffix(".f32"), (frames, side, side, sizes["dim"]), np.float32)
         self._known = _mapped(file.with_suffix(".known"), (frames,), np.bool_)
 

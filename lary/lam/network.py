@@ -136,7 +136,7 @@ def open_backbone(config: TrainLamConfig, settings: Settings, device: str) -> Fr
     """The backbone that options name.
 
     It is of the LAQ family, or any model whose tokens of a frame
-    are a square of cells. Raises LaryError, UsageError for other
+    are a square of cells, and are normed here. Raises LaryError, UsageError for other
     models, or sizes that can't be.
     """
     spec, asked, values = MODELS.get(config.backbone), config.weights, settings.values()
@@ -190,6 +190,8 @@ def open_backbone(config: TrainLamConfig, settings: Settings, device: str) -> Fr
 
         def encode(pairs: Tensor) -> Tensor:
             tokens = encoder.encode(pairs).tokens  # (B, 2, N, D)
+            # The decoder ends in a norm, as features of the family do: it can't reach others.
+            tokens = F.layer_norm(tokens.float(), tokens.shape[-1:])
             return torch.unflatten(tokens, 2, (round(tokens.shape[2] ** 0.5), -1))
 
     try:
