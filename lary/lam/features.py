@@ -34,8 +34,9 @@ class FeaturePairs:
             for unit in map(part.unit, range(part.count)):
                 self._first[part.name, unit.id] = frames
                 frames += unit.frames or 2
-        name = 2, backbone.spec.name, backbone.identity.digest, repr(backbone.preprocess), repr(self._first)
-        file = folder / f"features_{digest(*map(str, name))}"
+        name = backbone.spec.name, backbone.identity.digest, repr(backbone.preprocess), repr(self._first)
+        # The number tells files apart from those of features that weren't normed.
+        file = folder / f"features_{digest('2', *name)}"
         self._rows = _mapped(file.with_suffix(".f32"), (frames, side, side, sizes["dim"]), np.float32)
         self._known = _mapped(file.with_suffix(".known"), (frames,), np.bool_)
 

@@ -17,7 +17,7 @@ from lary.lam import train_lam
 from lary.lam.configs import TrainLamConfig
 from lary.lam.data import open_mixture
 from lary.lam.features import FeaturePairs
-from lary.lam.network import FrozenBackbone, TrainableModel
+from lary.lam.network import FrozenBackbone, TrainableModel, open_backbone
 from lary.lam.trained import TrainedActions
 from lary.models.running import build
 from lary.models.spec import MODELS, ModelContext, Preprocess
@@ -158,6 +158,17 @@ def test_a_backbone_of_transformers(root: Path, tmp_path: Path) -> None:
     weights = load_file(tmp_path / "vit" / "model.safetensors")
     save_file({key: value + 1 for key, value in weights.items()}, tmp_path / "vit" / "model.safetensors")
     fails(LaryError, "aren't those of 'lam:", build, spec, given)
+
+
+def test_features_of_other_models_are_normed(root: Path, tmp_path: Path) -> None:
+    """The decoder, which ends in a norm, could not reach features of another scale."""
+    config = TrainLamConfig(backbone="pixels", dataset=("calvin",), out=tmp_path)
+    backbone = open_backbone(config, settings_of(root), "cpu")
+    assert backbone.encode is not None
+    features = backbone.encode(torch.rand(1, 2, 3, 32, 32))
+    assert features.shape == (1, 2, 8, 8, backbone.sizes["dim"])
+    torch.testing.assert_close(features.mean(dim=-1), torch.zeros(1, 2, 8, 8), atol=1e-5, rtol=0)
+    torch.testing.assert_close(features.std(dim=-1, correction=0), torch.ones(1, 2, 8, 8), atol=1e-2, rtol=0)
 
 
 def test_reconstruction_of_trained_weights(root: Path, tmp_path: Path) -> None:
