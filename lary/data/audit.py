@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pandas
 
+from lary.arrays import Pixels
 from lary.data.configs import AuditConfig
 from lary.data.frames import read_frames
 from lary.data.spec import DatasetSpec, LabelSpace
@@ -245,12 +246,14 @@ def digest_frames(part: Part, workers: int, findings: list[Finding]) -> dict[str
         for name, path in zip(names, part.table.media_path(sample), strict=False):  # a clip has one
             files.setdefault(name, (path, few))
 
+    def digest(image: Pixels) -> bytes:
+        return hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).digest()
+
     def digests(file: tuple[Path, tuple[int, ...]]) -> list[bytes] | str:
         try:
-            images = read_frames([file[0]], file[1])
+            return read_frames([file[0]], file[1], fit=digest)
         except MediaError as error:
             return str(error)
-        return [hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).digest() for image in images]
 
     with progress(len(files), f"frames of {part.name}", "file") as bar:
         results = list(in_threads(digests, list(files.values()), max(workers, 1), bar=bar))

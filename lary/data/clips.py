@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from lary.data.configs import ClipConfig
-from lary.data.frames import decode_video, opened_video, to_rgb, whole_packets
+from lary.data.frames import decode_video, decoded, opened_video, to_rgb, whole_packets
 from lary.data.tables import read_frame
 from lary.files import atomic_write, inside, write_failures
 from lary.runtime import in_threads, progress
@@ -45,8 +45,8 @@ SOURCES = ("SSv2", EGODEX)
 
 HALF_TICK = Fraction(1, 2_000_000)
 """Slack of times in seconds, half of FFmpeg's microsecond."""
-BLOCK = 48
-"""Frames held at once while reversing: 150 MB of 1080p pictures."""
+BLOCK = 100_000_000
+"""Pixels held at once while reversing: 48 frames of 1080p, 150 MB."""
 REVERSED_BITS = 64
 """Most bits per pixel of a reversed clip, as in OpenCV's writer: no visible loss."""
 MPEG4_TICKS = 65535
@@ -201,11 +201,11 @@ def cut_reversed(forward: Path, out: Path) -> None:
     with opened_video(forward) as (_, stream):
         rate = stream.average_rate or Fraction(30)
         rate = rate.limit_denominator(max(1, min(1001, int(MPEG4_TICKS / rate))))
-        count = sum(1 for _ in decode_video(forward))
+        count, block = sum(1 for _ in decode_video(forward)), max(1, BLOCK // (stream.width * stream.height or 1))
         frames = (
             frame
-            for stop in range(count, 0, -BLOCK)
-            for frame in reversed(list(itertools.islice(decode_video(forward), max(0, stop - BLOCK), stop)))
+            for stop in range(count, 0, -block)
+            for frame in reversed(list(itertools.islice(decode_video(forward), max(0, stop - block), stop)))
         )
         _encode(frames, out, "mpeg4", rate)
 
@@ -214,9 +214,9 @@ def _span(packets: Iterable[Any], begin: Fraction, duration: Fraction) -> Iterat
     """The upright frames from `begin` on, for `duration` seconds."""
     import av
 
-    first, before = None, -math.inf
+    first, before, held = None, -math.inf, set[int]()
     for packet in packets:
-        for frame in packet.decode():
+        for frame in decoded(packet, held):
             if frame.pts is None:
                 raise ValueError("its frames have no time stamps")
             if frame.pts < before:  # of H.264 with B-frames in AVI, which FFmpeg makes up

@@ -11,16 +11,18 @@ import re
 import stat
 import threading
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from lary.arrays import Pixels
-from lary.data.images import LARGEST_PICTURE, Reader, read_image, size_problem
+from lary.data.images import Reader, read_image, size_problem
 from lary.types import LaryError, MediaError
+
+Kept = TypeVar("Kept")
 
 CONTAINERS = (
     "aac,asf,av1,avi,flv,gif,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mp3,mpeg,mpegts,"
@@ -34,32 +36,54 @@ SEEKABLE = frozenset({"av1", "ffv1", "h264", "hevc", "mjpeg", "mpeg4", "vp9"})
 BYTES_KEPT = 64_000_000
 """Packets of a clip are kept; a longer video is decoded from its start, without them."""
 
+LARGEST_FRAME = 35_651_584
+"""Luma samples of the highest levels: ITU-T H.264 and H.265 6.2 (tables A-1, A.8), AV1 6.3 (A.3)."""
+MOST_HELD = 10
+"""Pictures of this size in a decoder: those levels allow five or six (A.3.1, A.4.2), and some wait for output."""
+
 
 def read_clip(
     paths: Sequence[Path], frame_index: Sequence[int], reader: Reader = "cv2", *, clamp: bool = True
 ) -> Pixels:
     """Decode a sample's frames, (T, H, W, 3) uint8 RGB; see `read_frames`."""
-    return np.stack(read_frames(paths, frame_index, reader, clamp=clamp))
+    return np.stack(read_frames(paths, frame_index, reader, clamp=clamp, fit=np.asarray))
 
 
 def read_frames(
-    paths: Sequence[Path], frame_index: Sequence[int], reader: Reader = "cv2", *, clamp: bool = True
-) -> list[Pixels]:
-    """Decode a sample's frames, T arrays (H, W, 3) uint8 RGB of one size. Raises MediaError.
+    paths: Sequence[Path],
+    frame_index: Sequence[int],
+    reader: Reader = "cv2",
+    *,
+    clamp: bool = True,
+    fit: Callable[[Pixels], Kept],
+) -> list[Kept]:
+    """What `fit` makes of a sample's T frames, (H, W, 3) uint8 RGB of one size. Raises MediaError.
 
     Args:
         paths: the images of a pair, or one video.
         frame_index: empty for images; for a video the wanted frames from 0, in any order.
         reader: library that decodes images.
         clamp: whether an index behind the last frame is allowed and gives the last frame.
+        fit: called on each frame as it is decoded, so that one is in memory at a time.
     """
+    keep = of_one_size(paths[0], fit)
     if frame_index:
-        return video_frames(paths[0], frame_index, clamp=clamp)
-    images = [read_image(path, reader) for path in paths]
-    if len({image.shape for image in images}) > 1:
-        sizes = ", ".join(f"{image.shape[1]}x{image.shape[0]}" for image in images)
-        raise MediaError(f"The images of {paths[0]} differ in size: {sizes}.")
-    return images
+        return video_frames(paths[0], frame_index, lambda frame: keep(to_rgb(frame)), clamp=clamp)
+    return [keep(read_image(path, reader)) for path in paths]
+
+
+def of_one_size(path: Path, fit: Callable[[Pixels], Kept]) -> Callable[[Pixels], Kept]:
+    """`fit`, which refuses frames that differ in size from the first. Raises MediaError."""
+    shapes: list[tuple[int, ...]] = []
+
+    def keep(image: Pixels) -> Kept:
+        shapes.append(image.shape)
+        if shapes[0] != image.shape:
+            sizes = ", ".join(f"{width}x{height}" for height, width, _ in (shapes[0], image.shape))
+            raise MediaError(f"The frames of {path} differ in size: {sizes}.")
+        return fit(image)
+
+    return keep
 
 
 class FrameTable(NamedTuple):
@@ -91,10 +115,10 @@ def opened_video(path: Path) -> Iterator[tuple[Any, Any]]:
             stream = main_stream(container)
             codec = stream.codec_context
             codec.thread_count = 1  # samples are read in parallel
-            if problem := size_problem(codec.width, codec.height):
+            if problem := size_problem(codec.width, codec.height, LARGEST_FRAME):
                 raise ValueError(problem)
             # A frame's own header counts too: it may announce another size.
-            codec.options = {**codec.options, "max_pixels": str(LARGEST_PICTURE)}
+            codec.options = {**codec.options, "max_pixels": str(LARGEST_FRAME)}
             yield container, stream
     except LaryError:
         raise
@@ -138,26 +162,40 @@ def whole_packets(container: Any, stream: Any) -> Iterator[Any]:
         yield packet
 
 
-def video_frames(path: Path, frame_index: Sequence[int], *, clamp: bool = True) -> list[Pixels]:
-    """The wanted frames of a video, T times (H, W, 3) uint8 RGB, in the order asked for.
+def decoded(packet: Any, held: set[int]) -> list[Any]:
+    """The frames that a packet completes. Raises ValueError for more in memory than a level allows.
+
+    `held` collects where the decoder keeps its pictures: it uses the memory again of those let go.
+    """
+    codec, found = packet.stream.codec_context, list[Any](packet.decode())
+    # Other formats refer to eight pictures at most; decoders of these two follow what a file claims.
+    if codec.name in ("h264", "hevc"):
+        held.update(frame.planes[0].buffer_ptr for frame in found)
+        if max(len(held), codec.reorder_depth) * codec.width * codec.height > MOST_HELD * LARGEST_FRAME:
+            raise ValueError("its pictures refer to more others than any level allows")
+    return found
+
+
+def video_frames(
+    path: Path, frame_index: Sequence[int], keep: Callable[[Any], Kept], *, clamp: bool = True
+) -> list[Kept]:
+    """What `keep` makes of the wanted frames of a video, from PyAV, in the order asked for.
 
     The packets are read in full; pictures are decoded from the last key frame before a
     wanted one on. Where packets don't number frames, or are too large to be kept, all are
-    decoded in order. Raises MediaError, also for frames that differ in size.
+    decoded in order. Raises MediaError.
     """
     frames = None
     with opened_video(path) as (container, stream):
         table = scan_packets(container, stream)
         if table is not None and table.packets:
-            frames = pick_frames(stream, table, frame_index)
+            frames = pick_frames(stream, table, frame_index, keep)
     if frames is None:
         with opened_video(path) as (container, stream):
-            frames = decode_in_order(container, stream, frame_index)
+            frames = decode_in_order(container, stream, frame_index, keep)
     last = max(frames)
     if not clamp and max(frame_index) > last:
         raise MediaError(f"The video {path} ends with frame {last}, and frame {max(frame_index)} is asked for.")
-    if len({frame.shape for frame in frames.values()}) > 1:
-        raise MediaError(f"The video {path} can't be read: its frames differ in size.")
     return [frames[min(index, last)] for index in frame_index]
 
 
@@ -211,17 +249,19 @@ def starts_afresh(packet: Any, stream: Any) -> bool:
     return False
 
 
-def pick_frames(stream: Any, table: FrameTable, frame_index: Sequence[int]) -> dict[int, Pixels] | None:
-    """The wanted frames by index; None where decoding doesn't give what was announced."""
+def pick_frames(
+    stream: Any, table: FrameTable, frame_index: Sequence[int], keep: Callable[[Any], Kept]
+) -> dict[int, Kept] | None:
+    """What `keep` makes of the wanted frames, by index; None where decoding doesn't give what was announced."""
     last, context = len(table.stamps) - 1, stream.codec_context
     missing = sorted({min(index, last) for index in frame_index})
-    index_of, found = {table.stamps[index]: index for index in missing}, dict[int, Pixels]()
+    index_of, found = {table.stamps[index]: index for index in missing}, dict[int, Kept]()
     # H.264 says whether others refer to a picture (nal_ref_idc): if none, it is skipped.
     # HEVC says it for one temporal layer only.
     # AVI and ASF keep no presentation times: FFmpeg counts packets, though frames may come in
     # another order. So where stamps ascend in the file, none is skipped and each is checked.
     droppable = table.reordered and codec_name(stream) == "h264"
-    at, before = 0, -math.inf
+    at, before, held = 0, -math.inf, set[int]()
     for number, packet in enumerate(table.packets):
         first, start = table.starts[bisect_left(table.starts, (missing[0] + 1, 0)) - 1]
         if number < start:
@@ -231,7 +271,7 @@ def pick_frames(stream: Any, table: FrameTable, frame_index: Sequence[int]) -> d
             at, before = first, -math.inf
         if droppable:
             context.skip_frame = "DEFAULT" if packet.pts in index_of else "NONREF"
-        for frame in packet.decode():
+        for frame in decoded(packet, held):
             stamp = frame.pts
             if stamp is None or stamp <= before:
                 return None
@@ -239,34 +279,37 @@ def pick_frames(stream: Any, table: FrameTable, frame_index: Sequence[int]) -> d
                 return None
             at, before = at + 1, stamp
             if stamp in index_of:
-                found[index_of[stamp]] = to_rgb(frame)
+                found[index_of[stamp]] = keep(frame)
         missing = [index for index in missing if index not in found]
         if not missing:
             return found
     return None
 
 
-def decode_in_order(container: Any, stream: Any, frame_index: Sequence[int]) -> dict[int, Pixels]:
-    """The wanted frames, decoded from the start to the last of them. Raises ValueError."""
-    wanted = set(frame_index)
+def decode_in_order(
+    container: Any, stream: Any, frame_index: Sequence[int], keep: Callable[[Any], Kept]
+) -> dict[int, Kept]:
+    """What `keep` makes of the wanted frames, decoded from the start to the last of them. Raises ValueError."""
+    wanted, held = set(frame_index), set[int]()
     found, frame, number = {}, None, 0
-    for number, frame in enumerate(container.decode(stream)):
+    shown = (frame for packet in container.demux(stream) for frame in decoded(packet, held))
+    for number, frame in enumerate(shown):
         if number in wanted:
-            found[number] = to_rgb(frame)
+            found[number] = keep(frame)
         if number == max(wanted):
             return found
     if frame is None:
         raise ValueError("it holds no frames")
-    found[number] = to_rgb(frame)
+    found[number] = keep(frame)
     return found
 
 
 def decode_video(path: Path) -> Iterator[Any]:
     """All frames of a video in order of presentation, from PyAV. Raises MediaError."""
-    count = 0
+    count, held = 0, set[int]()
     with opened_video(path) as (container, stream):
         for packet in whole_packets(container, stream):
-            for frame in packet.decode():
+            for frame in decoded(packet, held):
                 if frame.is_corrupt:
                     raise ValueError(f"frame {count} is damaged")
                 count += 1
@@ -281,10 +324,11 @@ def count_frames(path: Path) -> int:
         table = scan_packets(container, stream)
         if table is not None:
             last = len(table.stamps) - 1
-            if not table.packets or pick_frames(stream, table, [last]) is not None:
+            if not table.packets or pick_frames(stream, table, [last], to_rgb) is not None:
                 return last + 1
     with opened_video(path) as (container, stream):
-        return sum(1 for _ in container.decode(stream))
+        held = set[int]()
+        return sum(len(decoded(packet, held)) for packet in container.demux(stream))
 
 
 def to_rgb(frame: Any) -> Pixels:

@@ -22,7 +22,7 @@ Reader = Literal["cv2", "pil"]
 LARGEST_FILE = 1 << 30
 """Bytes of one image file."""
 LARGEST_PICTURE = 1 << 26
-"""Pixels of an image or of a frame: 8192 x 8192."""
+"""Pixels of an image: 8192 x 8192."""
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -33,11 +33,9 @@ UNCOUNTED = 1 << 18
 """Bytes that even the densest packing, 1 to 1032, unpacks in a moment."""
 
 
-def size_problem(width: int, height: int) -> str:
+def size_problem(width: int, height: int, most: int = LARGEST_PICTURE) -> str:
     """Why a picture of this size is not decoded, in words; empty if it is."""
-    if width * height <= LARGEST_PICTURE:
-        return ""
-    return f"it announces {width} x {height} pixels, more than the {LARGEST_PICTURE} that are decoded"
+    return f"it announces {width} x {height} pixels, more than the {most} that are decoded" * (width * height > most)
 
 
 def read_image(path: Path, reader: Reader = "cv2") -> Pixels:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field
 
 from lary.arrays import Doubles, Floats, Ints, read_rows
 from lary.data.fetch import HuggingFace, hub_errors
-from lary.data.frames import FrameTable, decode_video, opened_video, scan_packets, whole_packets
+from lary.data.frames import FrameTable, decode_video, decoded, opened_video, scan_packets, whole_packets
 from lary.files import LARGEST_JSON, inside, open_regular, parsed, read_json, read_limited, reason_of
 from lary.importers.episodes import MOST_VALUES, video_images
 from lary.types import JsonDict, LaryError, MediaError, UsageError, as_path
@@ -371,10 +371,10 @@ def stretch_ends(first: Ints, rows: Ints, count: int) -> Ints:
 def decode_from(path: Path, table: FrameTable, wanted: int) -> Iterator[tuple[int, Any]]:
     """The numbered frames of a video, from the last key frame up to `wanted` on. Raises MediaError."""
     number, packet_number = [start for start in table.starts if start[0] <= wanted][-1]
-    key = table.stamps[number]
+    key, held = table.stamps[number], set[int]()
     with opened_video(path) as (container, stream):
         for packet in islice(whole_packets(container, stream), packet_number, None):
-            for frame in packet.decode():
+            for frame in decoded(packet, held):
                 if frame.pts is not None and frame.pts < key:
                     continue  # shown before the key frame, and decoded from frames before it
                 if frame.is_corrupt or table.stamps[number : number + 1] != (frame.pts,):

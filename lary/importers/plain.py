@@ -19,7 +19,7 @@ import numpy as np
 from lary.arrays import Doubles
 from lary.data.actions import read_numbers
 from lary.data.configs import AtomicConfig, TrajectoryConfig, VideosConfig
-from lary.data.frames import count_frames, decode_video, read_clip
+from lary.data.frames import count_frames, decode_video, read_frames
 from lary.data.images import png_bytes, read_image
 from lary.data.sampling import sample_video
 from lary.data.spec import DatasetSpec, LabelSpace, Licence, Split
@@ -170,7 +170,7 @@ def import_videos(folder: Path, config: VideosConfig, settings: Settings) -> Imp
         source, target = folder / clip.path, data_dir / root / clip.path
         try:
             indices = clip.indices or sample_video(source, method=config.method).indices
-            read_clip([source], indices, clamp=False)
+            read_frames([source], indices, clamp=False, fit=np.size)
             link_file(source, target)
         except LaryError as error:
             return Failure(clip.row, clip.path, str(error))

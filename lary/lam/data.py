@@ -28,7 +28,7 @@ from lary.importers.plain import IMAGES, VIDEOS, numbered
 from lary.latents.choice import read_chosen
 from lary.latents.pipeline import MOST_WORKERS
 from lary.latents.reading import Batch, idle_readers
-from lary.models.preprocess import resize, to_planes
+from lary.models.preprocess import to_planes
 from lary.models.spec import Preprocess
 from lary.registry import suggest
 from lary.runtime import in_threads, log, tell_once, usable_cores
@@ -286,8 +286,7 @@ class PairMixture:
             with suppress(MediaError):
                 unit, pair = self.pick(other, heldout=heldout)[1:]
                 sample, paths = unit.sample(pair, 0)
-                frames = read_chosen([*map(Path, paths)], sample.frame_index, self.preprocess)
-                to_planes(resize(frames, self.preprocess), out)
+                to_planes(read_chosen([*map(Path, paths)], sample.frame_index, self.preprocess), out)
                 return out
         raise LaryError(f"{reason} Nor can the {ATTEMPTS} samples behind it: check the media.")
 

@@ -6,6 +6,7 @@ video also between them. With one, the sample's span is in their
 middle, and the ends are repeated. Controls repeat or reorder these.
 """
 
+import functools
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,6 +17,7 @@ import numpy as np
 from lary.arrays import Ints, Pixels
 from lary.data.frames import count_frames, opened_video, read_frames
 from lary.data.tables import SampleTable
+from lary.models.preprocess import resize_frame
 from lary.models.spec import ModelSpec, Preprocess
 from lary.types import MediaError, UsageError
 
@@ -24,10 +26,11 @@ PAIRS_CHECKED = 64
 
 
 def read_chosen(paths: Sequence[Path], index: Sequence[int], preprocess: Preprocess) -> list[Pixels]:
-    """Decode the frames that a model sees, T arrays (H, W, 3) uint8.
+    """Decode and resize the frames that a model sees, T arrays (H', W', 3) uint8.
 
     `paths` and `index` are those of the sample, as in
-    `lary.data.frames.read_frames`. Raises MediaError.
+    `lary.data.frames.read_frames`. Raises MediaError,
+    and LaryError for frames of a size that is unfit.
     """
     count, step = preprocess.frames, preprocess.stride
     if count is None:
@@ -40,7 +43,8 @@ def read_chosen(paths: Sequence[Path], index: Sequence[int], preprocess: Preproc
         index = spread(index, count).tolist()
     else:
         index = video_around(paths[0], index, preprocess)
-    return read_frames(paths, index, preprocess.reader, clamp=preprocess.clamp)
+    fit = functools.partial(resize_frame, preprocess=preprocess)
+    return read_frames(paths, index, preprocess.reader, clamp=preprocess.clamp, fit=fit)
 
 
 def spread(values: Sequence[int] | Ints, count: int) -> Ints:

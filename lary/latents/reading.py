@@ -23,7 +23,7 @@ import numpy as np
 from lary.arrays import Pixels
 from lary.files import media_facts
 from lary.latents.choice import read_chosen
-from lary.models.preprocess import resize, to_planes
+from lary.models.preprocess import to_planes
 from lary.models.spec import Preprocess, with_tuples
 from lary.types import Failure, LaryError, Sample
 from lary.workers import Answer, NoAnswer, Pool, Question
@@ -234,8 +234,8 @@ def reader(descriptor: str) -> Callable[[Question], Answer]:
         try:
             paths = [Path(path) for path in question["paths"]]
             media = list(map(media_facts, paths))  # first, so that a change meanwhile is noticed
-            frames = resize(read_chosen(paths, question["index"], preprocess), preprocess)
-            count, height, width = frames.shape[:3]
+            frames = read_chosen(paths, question["index"], preprocess)
+            count, (height, width, _) = len(frames), frames[0].shape
             shape = (count, 3, height, width)
             to_planes(frames, np.ndarray(shape, np.uint8, memory, question["at"]))
             return {"media": media, "shape": [count, height, width]}

@@ -6,7 +6,7 @@ down to the grey level, and only then scaled.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from lary.models.spec import Preprocess
@@ -41,7 +41,7 @@ def prepare(clip: Pixels, preprocess: Preprocess) -> Array:
     return normalise(planes, preprocess)
 
 
-def to_planes(frames: Pixels, out: Pixels) -> None:
+def to_planes(frames: Iterable[Pixels], out: Pixels) -> None:
     """Frames (T, H, W, 3) as planes of colour: fills `out`, (T, 3, H, W) uint8."""
     import cv2
 
@@ -101,7 +101,7 @@ def resize(clip: Pixels | Sequence[Pixels], preprocess: Preprocess) -> Pixels:
     """The uint8 part of `prepare`: T frames (H, W, 3) to (T, H', W', 3).
 
     Raises LaryError for frames that aren't uint8
-    RGB of one size, or too small for the crop.
+    RGB of one size, or that `resize_frame` refuses.
     """
     import numpy as np
 
@@ -109,53 +109,56 @@ def resize(clip: Pixels | Sequence[Pixels], preprocess: Preprocess) -> Pixels:
     if len(shapes) != 1 or clip[0].dtype != "uint8" or clip[0].shape[2:] != (3,) or not clip[0].size:
         found = " and ".join(f"{kind} {shape}" for kind, shape in sorted(shapes)) or "none"
         raise LaryError(f"A clip has to be uint8 frames (H, W, 3) of one size, not {found}.")
-    height, width = clip[0].shape[:2]
+    return np.stack([resize_frame(frame, preprocess) for frame in clip])
+
+
+def resize_frame(frame: Pixels, preprocess: Preprocess) -> Pixels:
+    """Resize and crop a frame, (H, W, 3) to (H', W', 3) uint8. Raises LaryError for an unfit size."""
+    import numpy as np
+
+    height, width = frame.shape[:2]
     size, short = preprocess.size, preprocess.short_side
     if preprocess.resize == "native":
         if height * width > size * size:
             limit = f"more pixels than the {size} x {size} of the record's size"
             raise LaryError(f"A frame of {width} x {height} pixels has {limit}.")
-        return np.asarray(clip)
+        return frame
     goal = (size, size)
     if short is not None:
         goal = (int(short * height / width), short) if width < height else (short, int(short * width / height))
-    frames = np.asarray(clip) if goal == (height, width) else _resized(clip, preprocess.resize, *goal)
-    if frames.shape[1:3] == (size, size):
-        return frames
-    if min(frames.shape[1:3]) < size:
+    frame = frame if goal == (height, width) else _resized(frame, preprocess.resize, *goal)
+    if min(frame.shape[:2]) < size:
         raise LaryError(f"A frame of {width} x {height} pixels is too small for the record's crop of {size}.")
     # These roundings, and int() above, are V-JEPA 2's published ones.
-    top, left = (round((side - size) / 2) for side in frames.shape[1:3])
-    return frames[:, top : top + size, left : left + size]
+    top, left = (round((side - size) / 2) for side in frame.shape[:2])
+    # A copy, where it is a part: a view would keep the whole frame in memory.
+    return np.ascontiguousarray(frame[top : top + size, left : left + size])
 
 
-def _resized(clip: Pixels | Sequence[Pixels], how: str, height: int, width: int) -> Pixels:
-    """Resize frames by a `ResizeMethod`: a library, and its filter."""
+def _resized(frame: Pixels, how: str, height: int, width: int) -> Pixels:
+    """Resize a frame by a `ResizeMethod`: a library, and its filter."""
     import numpy as np
 
     library, _, name = how.partition("_")
     if library == "cv2":
         import cv2
 
-        out = np.empty((len(clip), height, width, 3), dtype=np.uint8)
-        for frame, target in zip(clip, out, strict=True):
-            cv2.resize(frame, (width, height), dst=target, interpolation=getattr(cv2, f"INTER_{name.upper()}"))
-        return out
+        found = cv2.resize(frame, (width, height), interpolation=getattr(cv2, f"INTER_{name.upper()}"))
+        return np.asarray(found, dtype=np.uint8)
     if library == "pil":
         from PIL import Image
 
-        resampling = Image.Resampling[name.upper()]
-        return np.stack([np.asarray(Image.fromarray(frame).resize((width, height), resampling)) for frame in clip])
+        return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling[name.upper()]))
     if library == "torch":
         import torch
 
-        planes = torch.from_numpy(np.ascontiguousarray(clip)).permute(0, 3, 1, 2).float()
+        planes = torch.from_numpy(np.ascontiguousarray(frame[None])).permute(0, 3, 1, 2).float()
         planes = torch.nn.functional.interpolate(planes, (height, width), mode=name, antialias=True)
-        frames: Pixels = planes.round_().clamp_(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
-        return frames
+        fitted: Pixels = planes.round_().clamp_(0, 255).byte()[0].permute(1, 2, 0).contiguous().numpy()
+        return fitted
     if how != "none":
         raise LaryError(f"A record resizes by '{how}', which is no known method: correct its Preprocess.")
-    return np.asarray(clip)
+    return frame
 
 
 def neighbour_pairs(clips: Clip) -> Clip:

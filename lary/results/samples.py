@@ -20,7 +20,6 @@ from lary.data.spec import DATASETS
 from lary.latents.choice import read_chosen
 from lary.latents.ref import LatentsRef, SplitLatents, open_latents
 from lary.models.choices import chosen_model
-from lary.models.preprocess import resize
 from lary.models.spec import ModelSpec, Preprocess
 from lary.results.figures import Context, Files, Found, check_known, finish, new_figure, plot_pair, slug
 from lary.results.folder import FinishedRun
@@ -152,7 +151,7 @@ def _even_places(count: int, length: int) -> Ints:
 def _frames_as_seen(split: SplitLatents, sample: Sample, view: Preprocess) -> Pixels | None:
     """Frames (T, H, W, 3) as the model sees them, if they are here."""
     try:
-        return resize(read_chosen(split.table.media_path(sample), sample.frame_index, view), view)
+        return np.stack(read_chosen(split.table.media_path(sample), sample.frame_index, view))
     except MediaError as error:
         log.warning("attention without the frame behind it: %s", error)
         return None

@@ -20,7 +20,7 @@ def brightness(path: Path) -> list[int]:
 
 
 def test_clips_are_exact_and_turned_and_failures_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lary.data.clips.BLOCK", 5)  # a clip is turned in several
+    monkeypatch.setattr("lary.data.clips.BLOCK", 5 * 48 * 48)  # a clip is turned in several
     write_video(tmp_path / "raw" / "a.mp4", [np.full((48, 48, 3), 8 * number, np.uint8) for number in range(30)])
     (tmp_path / "raw" / "torn.mp4").write_bytes((tmp_path / "raw" / "a.mp4").read_bytes()[:200])
     text = "0.5 - 1.5 push\\n00:01.2 - 00:02.4 pull\\n9 - 10"

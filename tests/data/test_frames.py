@@ -2,6 +2,7 @@
 
 import os
 import struct
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 
 from lary.data import frames
-from lary.data.frames import count_frames, decode_video, read_clip, to_rgb
-from lary.data.images import read_image
+from lary.data.frames import count_frames, decode_video, read_clip, read_frames, to_rgb
+from lary.data.images import png_bytes, read_image
+from lary.latents.choice import read_chosen
+from lary.models.spec import Preprocess
 from lary.types import MediaError
 from tests.helpers import fails
 from tests.hostile.harness import bounded, refused
@@ -114,7 +117,42 @@ def test_far_frames_cost_no_decoding_of_all_before_them(videos: Videos) -> None:
             # Without the packets in between, what is asked for can still be decoded.
             _, start = table.starts[-1]
             table = table._replace(packets=(None,) * start + table.packets[start:])
-            assert set(frames.pick_frames(stream, table, [59]) or {}) == {59}
+            assert set(frames.pick_frames(stream, table, [59], to_rgb) or {}) == {59}
+
+
+def test_one_frame_is_in_memory_at_a_time_at_full_size(videos: Videos, tmp_path: Path) -> None:
+    path, expected = videos["h264-b-frames"]
+    images = [tmp_path / f"{number}.png" for number in range(9)]
+    for number, image in enumerate(images):
+        image.write_bytes(png_bytes(expected[number], packing=1))
+    for paths, index in (([path], range(0, COUNT, 7)), (images, ())):
+        seen: list[Any] = []
+
+        def fit(image: np.ndarray, seen: list[Any] = seen) -> int:
+            assert sum(other() is not None for other in seen) <= 1
+            seen.append(weakref.ref(image))
+            return int(image[0, 0, 0])
+
+        assert read_frames(paths, index, fit=fit) == [frame[0, 0, 0] for frame in expected[index or range(9)]]
+        for how in ("none", "cv2_cubic"):  # what is cut out of a frame doesn't keep all of it
+            for frame in read_chosen(paths, index, Preprocess(size=16, short_side=24, resize=how)):  # type: ignore[arg-type]
+                assert frame.nbytes == 16 * 16 * 3
+                assert frame.base is None or frame.base.nbytes == frame.nbytes
+
+
+def test_videos_that_refer_to_more_pictures_than_any_level_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frames, "LARGEST_FRAME", 64 * 48)
+    reads = (lambda path: len(read_clip([path], (0, 59))), lambda path: sum(1 for _ in decode_video(path)))
+    for name, options in (("refs", "ref=16:bframes=0"), ("delay", "ref=16:bframes=16:b-pyramid=none")):
+        encode(tmp_path / f"{name}.mp4", "libx264", {"x264-params": f"{options}:scenecut=0"}, gop=COUNT)
+        for read in reads[: 1 + (name == "refs")]:
+            fails(MediaError, "refer to more others than any level allows", read, tmp_path / f"{name}.mp4")
+    encode(tmp_path / "six.mp4", "libx264", {"x264-params": "ref=5:bframes=3:scenecut=0"}, gop=COUNT)
+    assert [read(tmp_path / "six.mp4") for read in reads] == [2, COUNT]  # type: ignore[no-untyped-call]
+    monkeypatch.setattr(frames, "LARGEST_FRAME", 64 * 48 - 1)
+    fails(MediaError, "64 x 48 pixels, more than the 3071", reads[0], tmp_path / "six.mp4")
 
 
 def test_frames_that_come_in_another_order_than_stamped_are_counted_in_the_order_of_decoding(
