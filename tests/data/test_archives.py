@@ -110,6 +110,32 @@ def test_hostile_tar_is_refused(tmp_path: Path) -> None:
         refused(write_tar(tmp_path / "a.tar.gz", member("good", b"good"), *members), words)
 
 
+def test_extended_headers_that_lie_nest_or_repeat_are_refused(tmp_path: Path) -> None:
+    """Each would be a size, a map or a depth that tarfile acts on before the content is read."""
+    facts = (
+        ({"size": "1" + "0" * 30}, "larger than allowed"),
+        ({"size": "-5"}, "larger than allowed"),
+        ({"size": "zebra"}, "Fetch it again"),
+        ({"path": "../../evil"}, "no plain path"),
+        ({"GNU.sparse.map": "a,b", "GNU.sparse.size": "z"}, "Fetch it again"),
+        ({"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(1 << 40)}, "Fetch it again"),
+    )
+    for fields, words in facts:
+        entry, content = member("a", b"9" * 512)
+        entry.pax_headers = fields
+        refused(write_tar(tmp_path / "a.tar", member("good", b"good"), (entry, content)), words)
+    name, archive = tarfile.TarInfo("long"), tmp_path / "a.tar.gz"
+    name.size, name.type = 5, tarfile.GNUTYPE_LONGNAME
+    nested = (name.tobuf(tarfile.GNU_FORMAT) + b"aaaa".ljust(512, b"\0")) * 5000
+    archive.write_bytes(gzip.compress(nested + packed(member("good", b"good"))))
+    refused(archive, "Fetch it again")
+    equal = tarfile.TarInfo("same").tobuf(tarfile.USTAR_FORMAT) * 5000
+    archive.write_bytes(gzip.compress(equal + bytes(10240)))
+    refused(archive, "twice")
+    archive.write_bytes(gzip.compress(packed(member("good", b"good")) + bytes(1 << 26)))
+    refused(archive, "behind its end")
+
+
 def test_hostile_zip_is_refused(tmp_path: Path) -> None:
     link, device = stat.S_IFLNK | 0o777, stat.S_IFCHR
     kinds = [("a", link, "a link"), ("a/", link, "a link"), ("a", device, "special file")]
