@@ -1,6 +1,7 @@
 """What every run needs beside its work: log, progress, seeds, devices, provenance."""
 
 import functools
+import gc
 import logging
 import os
 import re
@@ -232,13 +233,22 @@ def set_arithmetic(device: str, precision: str = "fp32") -> str:
     return f"cuda {'tf32' if fast else 'fp32'}" if kind == "cuda" else ""
 
 
+def leave_devices() -> None:
+    """Give back memory of CUDA devices that is out of use, to other processes too."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        gc.collect()  # encoders refer to themselves
+        torch.cuda.empty_cache()
+
+
 def free_memory(device: str) -> int:
     """Bytes free on a device, with those that torch keeps there for reuse."""
     import torch
 
     if not device.startswith("cuda"):
         return memory_bytes(free=True)
-    torch.cuda.empty_cache()
+    leave_devices()
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0]) + kept
 

@@ -12,6 +12,7 @@ import torch
 
 from lary.runtime import (
     PlainStream,
+    free_memory,
     in_threads,
     memory_bytes,
     pick_devices,
@@ -88,6 +89,17 @@ def test_float32_keeps_its_bits_and_cuda_has_an_identity_of_its_own() -> None:
     assert torch.backends.cudnn.allow_tf32
     fails(UsageError, "cpu has no TF32", set_arithmetic, "cpu", "tf32")
     set_arithmetic("cpu")
+
+
+def test_memory_that_is_kept_for_reuse_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an extraction before had is given back first, as far as nothing is in it."""
+    kept = [70]
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: kept.append(30))
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda device: kept[-1])
+    monkeypatch.setattr("torch.cuda.memory_allocated", lambda device: 20)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (100 - kept[-1], 100))
+    assert (free_memory("cuda:1"), kept) == (80, [70, 30])
 
 
 def test_a_device_without_memory_is_a_sentence_with_the_option(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ from lary.models.choices import chosen_model
 from lary.models.preprocess import DeviceNormaliser, normalise
 from lary.models.running import LoadedEncoder, build
 from lary.models.spec import ModelContext, ModelSpec, Preprocess
-from lary.runtime import pinned, usable_cores, within_memory
+from lary.runtime import leave_devices, pinned, usable_cores, within_memory
 from lary.types import Failure, LaryError, MediaError, Sample
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ def make_encoder(job: Job, model: ModelSpec, device: str, held: KeptEncoder | No
     key = repr((model, context, config.precision, config.compile, job.plugins))
     if key not in held:
         held.clear()  # before a second one takes memory
+        leave_devices()
         held[key] = build(model, context, precision=config.precision, compiled=config.compile)
     return held[key]
 

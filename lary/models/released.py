@@ -192,6 +192,44 @@ class FluxEncoder(NetworkEncoder):
         return (folded - self._mean) / self._std
 
 
+class Rotary:
+    """Rotary positions of V-JEPA 2 with the angles of all layers in one table.
+
+    The library computes them anew in every layer, most of the
+    operations that a GPU is given. Numbers are the library's.
+    """
+
+    def __init__(self, attention: Any) -> None:
+        self._attention = attention
+        self._tables: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, x: Tensor, _: Any) -> Tensor:
+        """Rotate queries or keys (B, heads, N, D)."""
+        import torch
+
+        key = x.shape[-2], x.dtype, x.device
+        compiled = torch.compiler.is_compiling()  # into one table anyway
+        if not compiled and key not in self._tables:
+            with torch.inference_mode(False):  # later passes may have gradients
+                self._tables[key] = self.angles(x)
+        sines, cosines = self.angles(x) if compiled else self._tables[key]
+        turned, rest = x.tensor_split([sines.shape[-1]], dim=-1)
+        first, second = turned.unflatten(-1, (-1, 2)).unbind(-1)
+        swapped = torch.stack((-second, first), dim=-1).flatten(-2)
+        return torch.cat([turned * cosines + swapped * sines, rest], dim=-1)
+
+    def angles(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Sines and cosines (N, 3 D'): in time, by row, by column."""
+        import torch
+
+        own, size = self._attention, self._attention.d_dim
+        exponents = torch.arange(size // 2, dtype=x.dtype, device=x.device) / (size / 2.0)
+        speeds = 1.0 / 10000**exponents
+        axes = [places[:, None] * speeds for places in type(own).get_position_ids(own, x[:, 0])]
+        sines, cosines = ([getattr(axis, name)().repeat(1, 2) for axis in axes] for name in ("sin", "cos"))
+        return torch.cat(sines, dim=-1), torch.cat(cosines, dim=-1)
+
+
 @register_model(builtin("vjepa2"))
 class VJepaEncoder(NetworkEncoder):
     """Tokens of a whole clip, (N, D) per sample.
@@ -212,6 +250,10 @@ class VJepaEncoder(NetworkEncoder):
         super().__init__(spec, context, found.identity, network.config.hidden_size)
         self._repeat = options["incomplete_tubelet"] == "repeat the last frame"
         self._tubelet: int = network.config.tubelet_size
+        rotary = Rotary(network.encoder.layer[0].attention)
+        for layer in network.encoder.layer:
+            layer.attention.apply_rotary_embeddings = rotary
+            layer.attention.get_position_ids = lambda *_, **__: None  # they are in the table
 
     def encode(self, clips: Tensor) -> Latents:
         """Clips (B, T, 3, H, W) to tokens (B, N, D) float32."""

@@ -370,8 +370,8 @@ class VillaNetwork(nn.Module):
         count = patches.shape[1] - self.window + 1
         if count <= 1:
             return self.encoder.pool(self.encoder.tokens(patches))
-        index = torch.arange(count)[:, None] + torch.arange(self.window)  # (windows, d_t)
-        tokens = self.encoder.tokens(patches[:, index].flatten(0, 1)).unflatten(0, (-1, count))
+        windows = patches.unfold(1, self.window, 1).movedim(-1, 2).contiguous()  # (B, windows, d_t, N, width)
+        tokens = self.encoder.tokens(windows.flatten(0, 1)).unflatten(0, (-1, count))
         first, last = self.encoder.pool(tokens[:, 0]), self.encoder.pool(tokens[:, 1:, -2:].flatten(0, 1))
         return torch.cat([first, last.flatten(0, 1).unflatten(0, (len(clips), -1))], dim=1)
 

@@ -22,7 +22,7 @@ from lary.results.report import write_report
 from lary.runs.extract import FRAME_CONTROLS, extract, extract_changed
 from lary.runs.probe import ProbeRun, run_probe
 from lary.runs.tasks import ProbeConfig, check_options
-from lary.runtime import log, progress, usable_cores
+from lary.runtime import leave_devices, log, progress, usable_cores
 from lary.settings import CONFIG_NAME, FOLDERS, VARIABLES, Settings, load_settings
 from lary.types import RANDOM, JsonDict, LaryError, UsageError
 from lary.workers import Answer, NoAnswer, Pool, Question
@@ -74,6 +74,7 @@ def run_splits(
         if probe.control in FRAME_CONTROLS and (changed := extract_changed(asked, probe.control, settings)):
             reports.append(changed)
     held.clear()  # the probe needs the memory
+    leave_devices()
     found = run_probe(probe, settings)
     failures = sum(len(report.failures) for report in reports)
     return RunReport(found, sum(report.extracted for report in reports), max(failures, found.result.failures))

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.helpers import lary, printed
 
@@ -14,6 +15,23 @@ def test_this_machine_is_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     words = ("cores", "GB of memory", "(default)", "weights", "not on this machine", "Nothing is broken")
     assert "hf_secret" not in printed("doctor", "--lary-root", tmp_path, has=words)
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+
+
+def test_one_device_of_three_that_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ones = torch.ones
+
+    def make(*given: int, device: str) -> torch.Tensor:
+        if device == "cuda:1":
+            raise RuntimeError("CUDA-capable device(s) is/are busy or unavailable\nadvice")
+        return ones(*given)
+
+    monkeypatch.setattr(torch, "ones", make)
+    for name, value in (("device_count", 3), ("mem_get_info", (60e9, 80e9)), ("get_device_name", "H100")):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    done = lary("doctor", "--lary-root", tmp_path)
+    lines = [line[:9] + line[27:] for line in done.out.splitlines() if "cuda:" in line]
+    well, busy = "H100, 60.0 of 80.0 GB free", "can't be used: CUDA-capable device(s) is/are busy or unavailable"
+    assert (done.code, lines) == (1, [f"  cuda:0 {well}", f"! cuda:1 {busy}", f"  cuda:2 {well}"])
 
 
 def test_settings_that_name_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

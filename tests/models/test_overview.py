@@ -3,11 +3,18 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from lary.models.spec import MODELS
+from lary.configs import CheckModelConfig, Precision
+from lary.models.overview import ModelCheck
+from lary.models.running import LoadedEncoder
+from lary.models.spec import MODELS, ModelContext, Preprocess
+from lary.types import Latents, WeightsIdentity
 from tests.helpers import lary, printed, rows_of
 from tests.models.test_spec import EXAMPLE, ROOT, SOUND, forget_plugins, write_plugin
 
@@ -62,6 +69,29 @@ def test_check_model_finds_what_is_wrong(answer: str, named: str | None, tmp_pat
     printed(*command, code=code, has=[words])
     if named in ("chance", "don't depend on the last frame"):  # as some published code does
         printed(*command, "--protocol", "paper", has=["protocol paper", "everything as it should be"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_accelerators_may_round_by_the_size_of_a_batch(precision: Precision) -> None:
+    """By a hundredth in bfloat16 alone; of 24 codes, two may be their neighbours, but not three."""
+    spec = replace(MODELS.get("pixels"), name="own", factory=None, dim=4, preprocess=Preprocess(size=8), pair_shape=())
+
+    def problems(change: float, flipped: int) -> list[str]:
+        def encode(clips: torch.Tensor) -> Latents:
+            tokens = clips.mean((2, 3, 4))[:, :, None, None].repeat(1, 1, 12, 4) + len(clips) * change
+            codes = torch.zeros(tokens.shape[:3], dtype=torch.int64)
+            codes.view(-1)[:flipped] = len(clips)
+            return Latents(tokens, codes)
+
+        author = SimpleNamespace(encode=encode, identity=WeightsIdentity("own"))
+        context = ModelContext("cpu:0", "corrected")  # "cpu" is exact
+        encoder = LoadedEncoder(author, spec, context, precision=precision, compiled=False)
+        check = ModelCheck(encoder, CheckModelConfig(precision=precision), [])
+        check.check_media("pair", 2)
+        return check.problems
+
+    assert bool(problems(0.005, 0)) == (precision == "fp32")
+    assert (bool(problems(0.0, 2)), bool(problems(0.0, 3))) == (False, True)
 
 
 @pytest.mark.usefixtures("forget_plugins")

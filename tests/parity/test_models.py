@@ -113,7 +113,7 @@ def lam_outputs(pair: Array, clip: Array, size: int) -> Iterator[Output]:
     yield "image.origin_mixed", pre.mix_planes(pre.prepare(pair, cubic)), last, cubic, None
     yield "image.villa-x", pre.resize(pair, villa), inner, villa, None
     yield "image.villa-x_normalized", pre.prepare(pair, villa), last, villa, None
-    yield "video.cv_pairs", pre.neighbour_pairs(frames).swapaxes(1, 2), last, cubic, 0
+    yield "video.cv_pairs", pre.neighbour_pairs(torch.from_numpy(frames)).numpy().swapaxes(1, 2), last, cubic, 0
     yield "video.origin", frames.swapaxes(0, 1), last, cubic, 1
     yield "video.origin_mixed", pre.mix_planes(frames), last, cubic, 0
     yield "video.villa-x", pre.resize(clip, villa_clip), inner, villa_clip, 0

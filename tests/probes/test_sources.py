@@ -88,8 +88,10 @@ def test_the_published_width_on_whole_feature_maps_is_refused_with_the_numbers(m
     given = (lambda: ActionExpertMLP(2 * 256 * 1024, 7, 5), 1, 256, (2, 256, 1024), "cuda:0")
     numbers = r"2\.18 billion weights .*1024\) needs 34\.9 GB for weights.*4\.3 GB for batches"
     fails(UsageError, numbers, check_memory, *given)
-    free = 80 << 30
+    free = 40 << 30
     check_memory(*given)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 << 30))
+    fails(UsageError, r"needs 34\.9 GB for weights.*21\.5 GB for batches", check_memory, *given, 0.2)
 
 
 def test_samples_at_once_bound_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ import torch
 
 from lary.probes.regress import RegressorTraining
 from lary.probes.team import Team, launch
-from lary.probes.training import STATE_FILE, Session, chosen_precision, tracking
+from lary.probes.training import STATE_FILE, Session, chosen_precision, save_checkpoint, tracking
 from lary.runtime import log
 from lary.types import LaryError, UsageError
 from tests.helpers import fails
@@ -143,6 +143,21 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         assert alone.keys() == first.keys()
         for name in alone.keys() - {"history"}:
             np.testing.assert_allclose(first[name], alone[name], rtol=0, atol=1e-5, err_msg=f"{kind} {name}")
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor in the place of one on a device: it can be saved, but not loaded on any machine."""
+
+    def to(self, *_: Any, **__: Any) -> Any:
+        return self.as_subclass(torch.Tensor)
+
+
+def test_checkpoints_are_tensors_of_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    value = {"network": {"weight": torch.ones(2).as_subclass(Elsewhere)}, "picks": [{"epoch": 3, "head": None}]}
+    save_checkpoint(tmp_path / "state.pt", value)
+    found = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert (found["network"]["weight"].tolist(), found["picks"]) == ([1, 1], value["picks"])
 
 
 def fail_in_one(team: Team, _: str) -> None:

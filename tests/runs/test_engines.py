@@ -10,7 +10,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -19,8 +21,10 @@ from lary.latents.pipeline import Interrupted, UnitReport
 from lary.locks import LOCK
 from lary.models.spec import MODELS
 from lary.registry import load_plugin
+from lary.runs import engines
 from lary.runs.engines import encode_all
 from lary.runs.extract import extract, open_run, prepare_run
+from lary.runtime import log
 from tests.helpers import fails, printed, settings_of
 from tests.tree import make_calvin
 
@@ -119,6 +123,18 @@ def test_a_process_that_dies_again_and_again_is_an_error(root: Path, counting: C
     fails(Exception, message, on_two_processes, root, ask("doomed"))
 
 
+def test_an_encoder_is_on_a_device_where_it_encodes_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the first process has the digest from the CPU; the devices of Ray need none on this machine."""
+    nodes = [{"Alive": alive, "Resources": {"GPU": count}} for alive, count in ((True, 3.0), (False, 8.0), (True, 0.0))]
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: True, nodes=lambda: nodes))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    for engine, there, devices in (("local", True, ["cuda:0", "cuda:1"]), ("ray", False, ["cuda"] * 3)):
+        monkeypatch.setattr("torch.cuda.is_available", lambda there=there: there)
+        run = prepare_run(ask("random-vit", engine=engine, gpus="0,1", device="cuda"), settings_of(root))
+        places = {value.device.type for value in run.encoder.module.parameters()}
+        assert (run.devices, places, run.identity.arithmetic) == (devices, {"cpu"}, "cuda fp32")
+
+
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Two nodes on this machine."""
@@ -133,8 +149,12 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         nodes.shutdown()  # type: ignore[no-untyped-call]
 
 
-def test_ray_gives_the_same_files_though_an_actor_is_killed(root: Path, counting: Counting, cluster: Any) -> None:
+def test_ray_gives_the_same_files_though_an_actor_is_killed(
+    root: Path, counting: Counting, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     counting("mortal", "Counting.calls == 3")
+    monkeypatch.setattr(log, "warning", told := Mock())
+    monkeypatch.setattr(engines, "SECONDS_QUIET", 0.01)
     (root / "mortal.done").touch()  # not in this process
     local = extract(ask("mortal"), settings_of(root))
     expected, table = contents(root, "mortal"), local.table.read_bytes()
@@ -143,10 +163,11 @@ def test_ray_gives_the_same_files_though_an_actor_is_killed(root: Path, counting
     done = extract(ask("mortal", engine="ray", address=cluster.address), settings_of(root))
     assert ((root / "mortal.done").exists(), done.extracted, done.failures) == (True, 24, ())
     assert (contents(root, "mortal"), done.table.read_bytes()) == (expected, table)
+    told.assert_any_call("Ray has no place for an actor yet; waiting")
 
 
 def test_second_ctrl_c_ends_the_tasks_of_ray(root: Path, counting: Counting, cluster: Any) -> None:
-    counting("slow", "True", "Path(__file__).with_suffix('.busy').touch(); __import__('time').sleep(100)")
+    counting("slow", "True", "Path(__file__).with_suffix('.busy').touch(); __import__('time').sleep(1000)")
 
     def interrupt_twice() -> None:
         while not (root / "slow.busy").exists():
@@ -160,7 +181,7 @@ def test_second_ctrl_c_ends_the_tasks_of_ray(root: Path, counting: Counting, clu
     threading.Thread(target=interrupt_twice, daemon=True).start()
     asked = ask("slow", engine="ray", address=cluster.address)
     fails(KeyboardInterrupt, "", extract, asked, settings_of(root))
-    assert time.monotonic() - begun[0] < 60, "the tasks are not waited for"
+    assert time.monotonic() - begun[0] < 300, "tasks of 1000 s are not waited for; the cluster ends slowly under load"
 
 
 def test_ray_without_a_cluster_is_a_wrong_request(root: Path) -> None:

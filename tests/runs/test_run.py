@@ -5,7 +5,8 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import fields
+import weakref
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from lary.configs import ClassifyConfig, ExtractConfig, RegressConfig, RunConfig
 from lary.models.spec import MODELS
 from lary.results.record import read_result
-from lary.runs.run import demo_models, results_table
+from lary.runs.run import demo_models, results_table, run
 from lary.runs.sweep import IN_FOLDER, OF_LATENTS
 from lary.runtime import log
 from tests import fake_results as fake
@@ -41,6 +42,24 @@ def test_both_parts_are_done_once(tmp_path: Path) -> None:
     next((tmp_path / "latent_actions" / "calvin" / "val").rglob("*_00000003.npz")).unlink()
     (tmp_path / "logs" / "regression" / "logs" / "calvin_5_pixels_ridge_absolute" / "result.json").unlink()
     printed(*words, root=tmp_path, has=["1 samples extracted now; the probe was run now"])
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_one_encoder_serves_all_splits_and_is_gone_before_the_probe(tmp_path: Path, monkeypatch: Any) -> None:
+    make_calvin(tmp_path, {"train": 3, "val": 2})
+    spec, built, left = MODELS.get("pixels"), list[Any](), list[Any]()
+
+    def count(*given: Any) -> Any:
+        author = spec.factory(*given)  # type: ignore[misc]
+        built.append(weakref.ref(author))
+        return author
+
+    monkeypatch.setitem(MODELS._records, "pixels", replace(spec, factory=count))
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: left.append([own() for own in built]))
+    settings = settings_of(tmp_path)
+    run(RunConfig(model="pixels", dataset="calvin", probe_preset="demo", model_type="ridge", workers=1), settings)
+    assert (len(built), left[-1]) == (1, [None])
 
 
 def test_options_of_run_are_those_of_its_parts() -> None:
