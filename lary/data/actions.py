@@ -1,8 +1,9 @@
 """Action chunks: reading their files, their moments, and the motion from first to last step.
 
-Motion in the frame ``world``, as published, is last step minus first step. ``local`` is the last
-pose seen from the first, composed as rigid motions, so that angles don't jump at +-pi and a
-quaternion's two signs mean the same; other dimensions are differences.
+Motion in the frame ``world``, as published, is last step minus first step.
+``local`` is the last pose seen from the first, composed as rigid motions, so
+that angles don't jump at +-pi and a quaternion's two signs mean the same;
+other dimensions are differences.
 """
 
 from __future__ import annotations
@@ -68,7 +69,10 @@ def read_chunk(path: Path, space: ActionSpace) -> Floats:
 
 
 def read_relative(path: Path, space: ActionSpace, arms: tuple[Pose, ...] = ()) -> Floats:
-    """The motion between two images, (1, A) float32, of a chunk or a file of motion."""
+    """The motion between two images, (1, A) float32, of a chunk or a file of motion.
+
+    Raises MediaError.
+    """
     values, size = read_numbers(path), len(space.dims)
     if values.shape in ((size,), (1, size)):
         return values.reshape(1, size)
@@ -110,7 +114,8 @@ class Pose(NamedTuple):
 def poses(space: ActionSpace, frame: Frame = "local") -> tuple[Pose, ...]:
     """The poses that `motion` composes, by names of dimensions; none in the frame ``world``.
 
-    A prefix such as ``l_`` distinguishes several arms. Raises UsageError where there are none.
+    A prefix such as ``l_`` distinguishes several arms. Raises UsageError where
+    there are none.
     """
     if frame == "world":
         return ()
@@ -122,9 +127,8 @@ def poses(space: ActionSpace, frame: Frame = "local") -> tuple[Pose, ...]:
                 if len(known) == 3 + len(axes):
                     found.append(Pose(known[:3], known[3:]))
     if not found:
-        needed = "poses (x y z with roll pitch yaw or qx qy qz qw)"
-        found_dims = ", ".join(space.dims)
-        raise UsageError(f"Motion in the local frame needs {needed}; the action dimensions are {found_dims}.")
+        needed, there = "poses (x y z with roll pitch yaw or qx qy qz qw)", ", ".join(space.dims)
+        raise UsageError(f"Motion in the local frame needs {needed}; the action dimensions are {there}.")
     return tuple(found)
 
 
@@ -157,7 +161,8 @@ def in_frame(folder: str, frame: Frame) -> str:
 class Moments(NamedTuple):
     """Count, mean (A,) and sum of squared deviations (A,) of observations; float64.
 
-    Merged by Chan, Golub and LeVeque (1979): sums of squares lose small deviations.
+    Merged by Chan, Golub and LeVeque (1979): sums of squares lose small
+    deviations.
     """
 
     steps: int
@@ -191,9 +196,9 @@ def measure(robots: Sequence[str], chunks: Iterable[Floats | Failure]) -> tuple[
     for robot, chunk in zip(robots, chunks, strict=True):
         if isinstance(chunk, Failure):
             failures.append(chunk)
-            continue
-        moments = Moments.of(chunk)
-        whole[robot] = whole[robot].merge(moments) if robot in whole else moments
+        else:
+            moments = Moments.of(chunk)
+            whole[robot] = whole[robot].merge(moments) if robot in whole else moments
     return whole, failures
 
 

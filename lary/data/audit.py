@@ -1,7 +1,8 @@
 """The audit of a data set: what its splits share, what they lack, and what is odd in them.
 
-Frames are decoded on request. A leak is a file, an episode or video, a segment or a picture in
-two splits; all else is a warning or a note. Drawn splits are audited when they are named.
+Frames are decoded on request. A leak is a file, an episode or video, a segment
+or a picture in two splits; all else is a warning or a note. Drawn splits are
+audited when they are named.
 """
 
 import hashlib
@@ -58,15 +59,12 @@ class AuditReport:
 
     @property
     def leaks(self) -> tuple[Finding, ...]:
-        """The findings that make a comparison of splits worthless."""
         return tuple(finding for finding in self.findings if finding.severity == "leak")
 
     def json(self) -> JsonDict:
-        """The report as plain values."""
         return {"version": 1, **asdict(self), "leaks": len(self.leaks)}
 
     def text(self) -> str:
-        """The report for people."""
         lines = [f"{self.dataset}: {', '.join(facts['split'] for facts in self.splits)}"]
         for facts in self.splits:
             line = "  {split}: {rows} rows, {groups} groups".format(**facts)
@@ -84,8 +82,8 @@ class AuditReport:
 class Part:
     """One split: its table, and its rows with paths as they are read.
 
-    Columns of ``rows``: ``first`` and ``last``, paths; ``shown``, with frame indices; ``group``,
-    the episode or video; ``target``; ``robot``; ``segment``, a pair's folder or the video.
+    ``shown`` are paths with frame indices, ``segment`` is a pair's folder or
+    the video.
     """
 
     def __init__(self, table: SampleTable) -> None:
@@ -106,7 +104,6 @@ class Part:
         self.rows = pandas.DataFrame(lines, columns=columns)
 
     def facts(self) -> JsonDict:
-        """The split in numbers."""
         classes = Counter(self.rows["target"] if self.labelled else ())
         return {
             "split": self.name,
@@ -156,7 +153,6 @@ def audit(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> AuditRe
 
 
 def open_parts(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> list[Part]:
-    """Read the tables. Raises UsageError."""
     tables: dict[str, Path] = {}
     for entry in config.table:
         name, _, file = entry.partition("=")
@@ -183,31 +179,27 @@ def open_parts(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> li
 
 
 def inspect_table(part: Part) -> list[Finding]:
-    """What a split's own table says: its groups, repeated rows and pairs."""
+    """What a split's own table says: groups, repeated rows, pairs against time or the stride."""
     rows, one, first = part.rows, (part,), part.rows["first"]
     again, equal = rows.duplicated("shown"), rows.duplicated(["shown", "target"])
     found = finding("no_group", one, list(first[[not source for source in part.table.sources]]))
     found += finding("repeated_row", one, list(first[equal]))
     found += finding("contradiction", one, list(first[again & ~equal]))
-    return found + (inspect_pairs(part) if part.table.spec.media == "pair" else [])
-
-
-def inspect_pairs(part: Part) -> list[Finding]:
-    """Find pairs against the flow of time, and pairs that don't span the stride."""
-    rows, one, stride = part.rows, (part,), part.table.spec.stride
+    if part.table.spec.media != "pair":
+        return found
     moments = [rows[name].str.extract(MOMENT)[0] for name in ("first", "last")]
     source, target = (pandas.to_numeric(moment, errors="coerce") for moment in moments)
     before, after = (moment.map(WORDS) for moment in moments)
     step = (target - source).fillna(after - before)  # not a number where the names don't tell
-    reversed_pairs = list(rows["first"][step < 0])
-    found = finding("reversed_pair", one, reversed_pairs, forward=(step > 0).sum())
+    reversed_pairs = list(first[step < 0])
+    found += finding("reversed_pair", one, reversed_pairs, forward=(step > 0).sum())
     segments = Counter(map(frozenset, rows["shown"]))
     both = [""] * sum(count > 1 for count in segments.values())
     # Some turned round, others not: pairs were turned to augment, and then split by row.
     if reversed_pairs and len(both) < len(segments):
         found += finding("both_directions", one, both, len(segments))
-    found += finding("same_frame", one, list(rows["first"][step == 0]))
-    if stride is not None:
+    found += finding("same_frame", one, list(first[step == 0]))
+    if (stride := part.table.spec.stride) is not None:
         odd = rows[(target - source).abs().fillna(stride) != stride]
         spans = list(odd["first"] + " to " + odd["last"])
         found += finding("other_stride", one, spans, stride=stride)
@@ -215,7 +207,6 @@ def inspect_pairs(part: Part) -> list[Finding]:
 
 
 def find_trained(part: Part, file: Path) -> list[Finding]:
-    """Find a split's samples in a training."""
     file = file / "training.json" if file.is_dir() else file
     try:
         sources = read_json(file, "record of the training")["manifest"]["parts"]
@@ -234,10 +225,7 @@ def find_trained(part: Part, file: Path) -> list[Finding]:
 
 
 def digest_frames(part: Part, workers: int, findings: list[Finding]) -> dict[str, list[bytes]]:
-    """Digests of the pixels of a split's images, or of three frames per clip.
-
-    The split's own faults join the findings.
-    """
+    """Digests of a split's images, or of three frames per clip; adds to the findings."""
     files: dict[str, tuple[Path, tuple[int, ...]]] = {}
     pairs = list(zip(part.rows["first"], part.rows["last"], strict=True))
     for names, sample in zip(pairs, part.table, strict=True):

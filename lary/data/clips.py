@@ -1,8 +1,9 @@
 """Clips of SSv2 and EgoDex, cut and reversed out of their recordings.
 
-Neither source may be redistributed, so the benchmark ships seed tables: ``video_path``, and
-in ``seed_output`` lines such as ``0.5 - 2.0 pick up``. A clip's name holds its seed row and
-line, and ``_rev`` if reversed. Clips are H.264 without sound, cut by PyAV, and appear whole.
+Neither source may be redistributed, so the benchmark ships seed tables:
+``video_path``, and in ``seed_output`` lines such as ``0.5 - 2.0 pick up``. A
+clip's name holds its seed row and line, and ``_rev`` if reversed. Clips are
+H.264 without sound, cut by PyAV, and appear whole.
 """
 
 import functools
@@ -72,9 +73,9 @@ class Task(NamedTuple):
 def parse_clips(value: object, times: Times = "clock") -> list[tuple[int, float, float]]:
     """Line (from 0), start and duration in seconds of the spans of a cell of the seed table.
 
-    The first range of a line counts. ``clock`` reads times with colons as minutes and
-    seconds; ``published``, as the published tool, reads the numbers beside the dash
-    (``00:01 - 00:05`` gives nothing).
+    The first range of a line counts. ``clock`` reads minutes and seconds;
+    ``published``, as the published tool, the numbers beside the dash (``00:01
+    - 00:05`` gives nothing).
     """
     found = []
     for number, line in enumerate(str(value).replace("\\n", "\n").strip().split("\n")):
@@ -92,7 +93,8 @@ def clip_tasks(
 ) -> list[Task]:
     """The wanted clips of `seeds` (``video_path``, ``seed_output``), forward first.
 
-    Named ``SSv2/<row>_<line>[_rev].mp4`` and ``EgoDex/<video>/<row>_<line>[_rev].mp4``.
+    Named ``SSv2/<row>_<line>[_rev].mp4`` and
+    ``EgoDex/<video>/<row>_<line>[_rev].mp4``.
     """
     tasks = []
     for row, (video, text) in enumerate(seeds):
@@ -122,9 +124,9 @@ class ClipReport(NamedTuple):
 
 
 def prepare_clips(config: ClipConfig, settings: Settings) -> ClipReport:
-    """Cut every missing clip that the tables name. Raises UsageError.
+    """Cut every missing clip that the tables name, a reversed one from its forward clip.
 
-    A reversed clip is made of its forward clip, which is cut even if not named.
+    Raises UsageError.
     """
     folder = settings.path("LARY_ROOT") / "data"
     given = zip(SOURCES, (config.ssv2_root, config.egodex_root), strict=True)
@@ -161,7 +163,7 @@ def prepare_clips(config: ClipConfig, settings: Settings) -> ClipReport:
 
 
 def read_columns(table: Path, *names: str) -> list[list[str]]:
-    """The rows of some columns of a CSV. Raises UsageError if there is none of a name."""
+    """The rows of some columns of a CSV. Raises UsageError."""
     return [*read_frame(table, needed=names)[list(names)].to_numpy(dtype=object).tolist()]
 
 
@@ -238,7 +240,7 @@ def _span(packets: Iterable[Any], begin: Fraction, duration: Fraction) -> Iterat
 
 
 def _encode(frames: Iterable[Any], out: Path, codec: str, rate: Fraction, origin: Fraction | None = None) -> None:
-    """Write frames with their own times, counted from `origin` in seconds, or evenly."""
+    """Write frames with their own times, from `origin` in seconds, or evenly."""
     import av
 
     with atomic_write(out) as file, av.open(file, "w", format="mp4") as container:

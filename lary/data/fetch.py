@@ -1,7 +1,7 @@
 """Download of the published data sets: pinned, checked against digests, resumed, and unpacked.
 
-``DATA_DIR/lary_download.json`` has the revision and the digest of every file in its place; it is
-written after each file, so that the same command resumes.
+``DATA_DIR/lary_download.json`` has the revision and the digest of every file
+in its place; it is written after each file, so that the same command resumes.
 """
 
 import filecmp
@@ -36,9 +36,10 @@ SECONDS, SECONDS_TO_LIST, MOST_FILES = 30, 120, 200_000
 
 
 class RemoteFile(NamedTuple):
-    """A file of a repository: its path, its size in bytes, and the hub's digest.
+    """A file of a repository, of so many bytes.
 
-    ``sha256`` is of the content, ``git`` its SHA-1 as a git object; either may be empty.
+    `sha256` is of the content, `git` its SHA-1 as a git object; either may be
+    empty.
     """
 
     path: str
@@ -48,7 +49,6 @@ class RemoteFile(NamedTuple):
 
     @property
     def entry(self) -> JsonDict:
-        """The manifest's entry of the file in its place."""
         return {"size": self.size, "sha256": self.sha256, "git": self.git, "state": "done"}
 
     def problem(self, path: Path) -> str:
@@ -71,7 +71,7 @@ class HuggingFace:
         self.repository, self._hub = repository, huggingface_hub
 
     def commit(self, revision: str | None) -> str:
-        """The commit of a branch, tag or commit; None: the newest."""
+        """The commit of a revision; None: the newest."""
         return str(self._hub.HfApi().dataset_info(self.repository, revision=revision, timeout=SECONDS).sha)
 
     def files(self, revision: str | None) -> tuple[str, list[RemoteFile]]:
@@ -87,12 +87,11 @@ class HuggingFace:
 
     def fetch(self, path: str, revision: str, folder: Path) -> None:
         """Fetch a file to its path below `folder`, resuming an earlier try."""
-        options: Any = {"revision": revision, "repo_type": "dataset", "local_dir": folder}
-        self._hub.hf_hub_download(self.repository, path, **options)
+        self._hub.hf_hub_download(self.repository, path, revision=revision, repo_type="dataset", local_dir=folder)
 
 
 class ModelScope:
-    """A repository on ModelScope, pinned by digests: its revisions are branches or tags."""
+    """A repository on ModelScope, pinned by digests, since revisions are branches or tags."""
 
     def __init__(self, repository: str) -> None:
         try:
@@ -102,13 +101,11 @@ class ModelScope:
         self.repository, self._api = repository, modelscope_hub.HubApi()
 
     def files(self, revision: str | None) -> tuple[str, list[RemoteFile]]:
-        """As `HuggingFace.files`; the revision stays a name."""
         revision = revision or "master"
         listed = self._api.list_repo_files(self.repository, "dataset", revision=revision)
         return revision, [RemoteFile(file.path, file.size, file.sha256 or "") for file in listed if not file.is_dir]
 
     def fetch(self, path: str, revision: str, folder: Path) -> None:
-        """As `HuggingFace.fetch`."""
         self._api.download_file(self.repository, "dataset", path, revision=revision, local_dir=folder)
 
 
@@ -134,7 +131,6 @@ def list_files(hub: Any, revision: str | None) -> tuple[str, list[RemoteFile]]:
 
 @contextmanager
 def hub_errors(hub: str, repository: str) -> Iterator[None]:
-    """Turn any error of a hub's library into a LaryError."""
     try:
         yield
     except Exception as error:
@@ -200,9 +196,9 @@ def belongs(path: str, spec: DatasetSpec) -> bool:
 
 
 def choose(files: Sequence[RemoteFile], specs: Sequence[DatasetSpec], config: DownloadConfig) -> list[RemoteFile]:
-    """The wanted files. Raises UsageError where there are none.
+    """The wanted files among archives, tables, and files in the layout's folders.
 
-    Archives, tables, and files in the layout's folders are data; the rest is documents.
+    Raises UsageError for none.
     """
     every = [file.path for file in files]
     paths = [path for path in every if whole_name(path) or path.endswith(".csv") or TRACKS & {*path.split("/")[:-1]}]
@@ -221,8 +217,8 @@ def choose(files: Sequence[RemoteFile], specs: Sequence[DatasetSpec], config: Do
 def find_place(archive: str, folders: Sequence[str]) -> Callable[[str], str]:
     """Where the members of an archive belong below ``DATA_DIR``, among the folders of the layout.
 
-    In this order: a member names its track (``regression/calvin/...``) or starts with a folder
-    (``calvin/...``); the archive is in one or has its name (``regression/calvin.tar``).
+    In this order: by the member's track (``regression/calvin/...``) or folder
+    (``calvin/...``), the archive's folder or name (``regression/calvin.tar``).
     """
     short = {folder.split("/")[1]: folder for folder in folders if folder.count("/") == 1}
     path = PurePosixPath(archive)
@@ -258,11 +254,7 @@ def from_track(name: str) -> str:
 
 
 class Download:
-    """One run: files are fetched beside the data, then unpacked or moved into the layout.
-
-    Attributes:
-        fetched, kept, unpacked: files that came, files that were there before, archives.
-    """
+    """One run: files are fetched beside the data, then unpacked or moved into the layout."""
 
     def __init__(self, config: DownloadConfig, settings: Settings, repository: str) -> None:
         self.config, self.repository = config, repository
@@ -336,10 +328,7 @@ class Download:
         return path
 
     def place(self, name: str, paths: Sequence[Path]) -> None:
-        """Unpack an archive, or move a file to its place, replacing no other content.
-
-        Raises LaryError for a refused archive or an unknown place.
-        """
+        """Unpack an archive, or move a file, replacing no other content. Raises LaryError."""
         if whole_name(name):
             where = find_place(name, known_folders(downloadable()))
             with progress(sum(path.stat().st_size for path in paths), f"unpacking {name}", "byte") as bar:
@@ -360,8 +349,9 @@ class Download:
 def download(config: DownloadConfig, settings: Settings, ask: Callable[[str], str] | None = None) -> Download:
     """Show the terms, then fetch, check and unpack; with `config.dry_run` only choose the files.
 
-    `ask` asks a person. Raises UsageError for refused terms, another repository in the folder,
-    or no files, and LaryError for an unreachable hub or too little space.
+    `ask` asks a person. Raises UsageError for refused terms, another
+    repository in the folder, or no files, LaryError for an unreachable hub or
+    too little space.
     """
     specs = downloadable([key for part in config.include for key in part.split(",") if key])
     repository = config.repo or ", ".join(sorted({spec.repository for spec in specs}))

@@ -1,7 +1,8 @@
 """Images as pixels: uint8 RGB (H, W, 3), validated before they are decoded.
 
-Files are untrusted: a short header can ask for gigabytes, and decoders make nothing, grey
-rows or zeros of a torn PNG. So Pillow examines them, and a PNG's pixels are counted here.
+Files are untrusted: a short header can ask for gigabytes, and decoders make
+nothing, grey rows or zeros of a torn PNG. So Pillow examines them, and a PNG's
+pixels are counted here.
 """
 
 import contextlib
@@ -39,9 +40,9 @@ def size_problem(width: int, height: int, most: int = LARGEST_PICTURE) -> str:
 
 
 def read_image(path: Path, reader: Reader = "cv2") -> Pixels:
-    """Decode a whole image, (H, W, 3) uint8 RGB, turned as EXIF says. Raises MediaError.
+    """Decode an image, (H, W, 3) uint8 RGB, upright, without alpha. Raises MediaError.
 
-    Alpha is dropped, and 16 bits are cut to the upper 8.
+    Of 16 bits, the upper 8 stay.
     """
     import cv2
 
@@ -83,7 +84,8 @@ def _decode_with_pillow(data: bytes) -> Pixels:
 def image_problem(data: bytes, *, pixels: bool = True) -> str:
     """What is wrong with an image file, in words; empty if nothing.
 
-    The pixels of a large PNG are always counted, those of a small one with `pixels` set.
+    The pixels of a large PNG are always counted, those of a small one with
+    `pixels` set.
     """
     from PIL import Image as Pillow
 

@@ -1,8 +1,9 @@
 """Normalisation of action chunks: statistics, their file, targets, and relative actions.
 
-As published, the target is float32, mean and std are float64, and the result is rounded to
-float32 once. Unlike there, a robot type without statistics is an error, never mean 0 and std 1.
-The files are the published JSON; ``m2`` is ours.
+As published, the target is float32, mean and std are float64, and the result
+is rounded to float32 once. Unlike there, a robot type without statistics is an
+error, never mean 0 and std 1. The files are the published JSON; ``m2`` is
+ours.
 """
 
 import re
@@ -57,7 +58,7 @@ def statistics_of(entry: Mapping[str, Any], size: int, where: str, advice: str =
 
 @dataclass(frozen=True)
 class Normaliser:
-    """``(value - mean) / std``, for all samples alike (`shared`) or per robot type (`robots`)."""
+    """``(value - mean) / std``, for all samples alike or per robot type."""
 
     source: str
     command: str = ""
@@ -88,9 +89,9 @@ def load_normaliser(
     train: SampleTable | None = None,
     frame: Frame = "world",
 ) -> Normaliser:
-    """The normaliser of a record: its constants, its statistics file, or measured on `train`.
+    """The normaliser of a record: constants, statistics file, or measured on `train`.
 
-    Relative actions always have a file. Raises LaryError with the command that makes the numbers.
+    Raises LaryError with the command that makes the numbers.
     """
     rule, size = spec.actions.normalisation, len(spec.actions.dims)
     if mode == "relative":
@@ -121,8 +122,8 @@ def relative_stats_file(spec: DatasetSpec, frame: Frame = "world") -> str:
 def read_statistics(path: Path, spec: DatasetSpec, command: str) -> Normaliser:
     """Read a statistics file: ``robot_stats`` (or its content alone), or ``mean`` and ``std``.
 
-    Entries without both are passed over. The record's robot type for rows without one takes
-    the numbers of `NO_ROBOT` where it has none. Raises LaryError.
+    Entries without both are passed over; the record's unnamed robot takes
+    those of `NO_ROBOT`, unless it has its own. Raises LaryError.
     """
     make = f" Make them with: {command}" if command else ""
     if not path.is_file():
@@ -147,8 +148,8 @@ def read_statistics(path: Path, spec: DatasetSpec, command: str) -> Normaliser:
 class Targets(NamedTuple):
     """Normalised targets of a split: values (n, K, A) float32, NaN in failed rows.
 
-    K is 1 for relative actions; mean and std (n, A) restore the data set's units. `digest` is
-    that of the values before they were normalised.
+    K is 1 for relative actions; mean and std (n, A) restore units; `digest` is
+    of values before.
     """
 
     values: Floats
@@ -202,7 +203,7 @@ def measure_table(
 ) -> tuple[Path, JsonDict]:
     """Measure a training table's actions per robot type; the statistics file and its content.
 
-    Raises LaryError where an action file is broken, or all are missing.
+    Raises LaryError for a broken action file, or if all are missing.
     """
     space = spec.actions
     if out is None and space.normalisation.stats_file is None:
@@ -244,7 +245,7 @@ class TableReport(NamedTuple):
 
 
 class RelativeReport(NamedTuple):
-    """What was done per table, and the statistics file if there was a training table."""
+    """What was done per table, and the statistics file, if any."""
 
     tables: tuple[TableReport, ...]
     statistics: Path | None
@@ -262,8 +263,8 @@ def split_of(spec: DatasetSpec, table: Path) -> str:
 def write_relative(config: RelativeConfig, settings: Settings) -> RelativeReport:
     """Write the relative action of every row and the statistics; existing files are kept.
 
-    As published, statistics are of the first training table, or per robot type, where a later
-    table replaces an earlier one.
+    As published, statistics are of the first training table, or per robot type
+    of the last with it.
     """
     spec = DATASETS.get(config.dataset)
     per_robot = spec.actions.normalisation.stats_file is not None
@@ -294,19 +295,9 @@ def write_relative(config: RelativeConfig, settings: Settings) -> RelativeReport
 def convert_table(
     config: RelativeConfig, table: SampleTable, out: Path, lists: Path
 ) -> tuple[TableReport, dict[str, Moments]]:
-    """Convert one table: what was done, and the moments by robot type."""
-    target = out / actions.in_frame(table.spec.split(table.split).root, config.frame)
-    with locked(target):
-        remove_torn(target, below=True)
-        return _converted(config, table, target, lists)
-
-
-def _converted(
-    config: RelativeConfig, table: SampleTable, target: Path, lists: Path
-) -> tuple[TableReport, dict[str, Moments]]:
-    space = table.spec.actions
+    space, written = table.spec.actions, list[Path]()
     arms = actions.poses(space, config.frame)
-    written = []
+    target = out / actions.in_frame(table.spec.split(table.split).root, config.frame)
 
     def convert(position: int) -> Floats | Failure:
         place = table.shown(position, TARGET_COLUMN)
@@ -323,7 +314,8 @@ def _converted(
         written.append(path)
         return moved
 
-    with progress(len(table), table.path.name, "file") as bar:
+    with locked(target), progress(len(table), table.path.name, "file") as bar:
+        remove_torn(target, below=True)
         moved = in_threads(convert, range(len(table)), config.workers, batch=actions.BATCH, bar=bar)
         robots, failures = measure(table.robots(NO_ROBOT), moved)
     listed = lists / f"relative_failures_{table.path.stem}.csv"

@@ -1,9 +1,9 @@
 """The frames of a clip that are shown: where something moves, or at equal distances.
 
-As in the benchmark's MGSampler (arXiv 2104.09952), motion between two frames is 1 - SSIM
-(Wang et al. 2004, 7 x 7 uniform window) of their 224 x 224 gray pictures. The cumulative
-sum of its root is cut into equal parts. Clips of at most two frames per wanted index are
-sampled uniformly.
+As in the benchmark's MGSampler (arXiv 2104.09952), motion between two frames
+is 1 - SSIM (Wang et al. 2004, 7 x 7 uniform window) of their 224 x 224 gray
+pictures. The cumulative sum of its root is cut into equal parts. Clips of at
+most two frames per wanted index are sampled uniformly.
 """
 
 from collections.abc import Iterable, Iterator
@@ -35,8 +35,7 @@ STABILISERS = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 def frame_motion(pictures: Iterable[Pixels]) -> Doubles:
     """1 - SSIM between neighbouring gray pictures (H, W) uint8, (n - 1,) float64.
 
-    Equal to scikit-image's defaults for uint8 within rounding, in a tenth of the time:
-    window sums serve both pairs of a picture, by OpenCV's box filter.
+    As scikit-image's defaults for uint8 but for rounding, in a tenth of the time.
     """
     import cv2
 
@@ -73,7 +72,7 @@ def gray_frames(path: Path) -> Iterator[Pixels]:
 def motion_picks(differences: Doubles, count: int = FRAMES) -> Ints:
     """The later frame of the pair at each of `count` equal parts of the motion, (count,) int64.
 
-    A clip without any motion has no such parts: every pick is frame 1, as published.
+    Without any motion, every pick is frame 1, as published.
     """
     with np.errstate(invalid="ignore"):
         roots = np.sqrt(differences)
@@ -97,23 +96,16 @@ def stored_indices(picks: Iterable[int], count: int = FRAMES) -> tuple[int, ...]
     return tuple((chosen + [chosen[-1]] * count)[:count])
 
 
-class Sampled(NamedTuple):
-    """The indices of a clip, and the motion between its frames where it was measured."""
-
-    indices: tuple[int, ...]
-    differences: Doubles | None = None
-
-
-def sample_video(path: Path, count: int = FRAMES, method: Method = "motion") -> Sampled:
+def sample_video(path: Path, count: int = FRAMES, method: Method = "motion") -> tuple[int, ...]:
     """Choose the indices of a video. Raises MediaError."""
-    frames, differences = count_frames(path), None
+    frames = count_frames(path)
     if method == "motion" and frames > 2 * count:
-        differences = frame_motion(gray_frames(path))
-    picks = uniform_picks(frames, count) if differences is None else motion_picks(differences, count)
-    indices = stored_indices(picks, count)
-    if not indices:
-        raise MediaError(f"The video {path} has {frames} frame, at least two are needed.")
-    return Sampled(indices, differences)
+        picks = motion_picks(frame_motion(gray_frames(path)), count)
+    else:
+        picks = uniform_picks(frames, count)
+    if indices := stored_indices(picks, count):
+        return indices
+    raise MediaError(f"The video {path} has {frames} frame, at least two are needed.")
 
 
 class IndexReport(NamedTuple):
@@ -128,8 +120,7 @@ def write_indices(table: Path, config: IndicesConfig, settings: Settings) -> Ind
     """Write a table with the indices of its clips; those that fail are left out and named."""
     root = config.root or settings.path("DATA_DIR") / "classification"
     frame = read_frame(table, needed=(VIDEO_COLUMN,))
-    if config.frames < 1 or config.workers < 1:
-        raise UsageError("--frames and --workers must be at least 1.")
+    config.check_counts("frames", "workers")
     out = config.out or table.with_name(f"{table.stem}_indices.csv")
     if out.resolve() == table.resolve():
         raise UsageError(f"--out {out} is the input itself: name another file.")
@@ -141,10 +132,9 @@ def write_indices(table: Path, config: IndicesConfig, settings: Settings) -> Ind
                 kept = config.cache / f"{file_digest(path)}_{config.method}_{config.frames}_counted.txt"
                 if kept.is_file():
                     return kept.read_text(encoding="utf-8"), ""
-            chosen = sample_video(path, config.frames, config.method)
+            text = ",".join(map(str, sample_video(path, config.frames, config.method)))
         except (MediaError, UsageError) as error:
             return "", str(error)
-        text = ",".join(map(str, chosen.indices))
         if kept is not None:
             write_text(kept, text)
         return text, ""

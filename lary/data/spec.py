@@ -1,8 +1,8 @@
 """The record of a data set: what it shows, what is read from it, and where its files are.
 
-Loads no heavy library. The benchmark's are in ``catalog.json``, from arXiv 2604.11689, section 3
-and appendix, and the published tables; the revision is the day on which all data were opened.
-Four fields need a reason:
+Loads no heavy library. The benchmark's are in ``catalog.json``, from arXiv
+2604.11689, section 3 and appendix, and the published tables; the revision is
+the day on which all data were opened. Four fields need a reason:
 
 - ``drawn``: the published split is by row, so its rows are split anew, 75:25 by whole groups.
 - ``groups`` of VLABench are empty: the published results have single dimensions only.
@@ -96,8 +96,8 @@ class Split:
 class Draw:
     """A split drawn from the tables of `sources` (splits with one root) by whole groups.
 
-    A group validates if its name's hash is below `share`: without a seed, an episode is on one
-    side in every table. `pattern` replaces the record's.
+    A group validates if its name's hash is below `share`, in every table
+    alike. `pattern` replaces the record's.
     """
 
     sources: tuple[str, ...]
@@ -190,7 +190,8 @@ class DatasetSpec:
     def roles(self, chosen: str | None = None) -> dict[str, str]:
         """Splits by role: ``train``, ``seen`` (which validates) and, if there is one, ``unseen``.
 
-        `chosen` is one of `split_sets`, or None for the published splits. Raises UsageError.
+        `chosen` is one of `split_sets`, or None for the published splits.
+        Raises UsageError.
         """
         if chosen is not None and chosen not in self.split_sets:
             known = ", ".join(self.split_sets) or "only the published ones"
@@ -200,7 +201,6 @@ class DatasetSpec:
         return found if self.unseen is None else {**found, "unseen": self.unseen}
 
     def table_name(self, split: str) -> str:
-        """File name of a split's table."""
         return self.split(split).table or f"{self.name}_metadata_{split}.csv"
 
     @property
@@ -228,7 +228,7 @@ DATASETS: Registry[DatasetSpec] = Registry("data set", group="lary.datasets")
 
 
 def known_records() -> dict[str, DatasetSpec]:
-    """The records in LARY_ROOT/data by name; unreadable ones are named and left out."""
+    """The records in LARY_ROOT/data by name, without unreadable ones."""
     found = {}
     for file in sorted(file for folder in record_folder for file in folder.glob("*_dataset.json")):
         if (record := _record(file, file.stat().st_mtime_ns)) is not None:
@@ -238,7 +238,6 @@ def known_records() -> dict[str, DatasetSpec]:
 
 @functools.cache
 def _record(file: Path, time: int) -> DatasetSpec | None:
-    """The record of a file that was written at a time."""
     try:
         return cast(DatasetSpec, importlib.import_module("lary.importers.records").load_record(file))
     except LaryError as error:

@@ -1,7 +1,7 @@
 """Splits of a data set: finding their tables, drawing them from others, and splitting a table.
 
-The paper splits composite actions 70:30, all else 75:25, stratified by class. Splits by row are
-scikit-learn's ``train_test_split``, in its shuffled order.
+The paper splits composite actions 70:30, all else 75:25, stratified by class.
+Splits by row are scikit-learn's ``train_test_split``, in its shuffled order.
 """
 
 import math
@@ -54,7 +54,7 @@ def offer_folds(count: int) -> str:
 
 
 def draw_table(spec: DatasetSpec, split: str, root: Path) -> Path:
-    """Write the table of a drawn split unless it exists: the rows of its groups, in order.
+    """The table of a drawn split: the rows of its groups, in order.
 
     Raises UsageError where a source is missing or the existing table differs.
     """
@@ -171,8 +171,9 @@ def split_rows(count: int, share: float, strata: Sequence[str] | None, seed: int
 def split_groups(groups: Sequence[str], share: float, strata: Sequence[str] | None, seed: int) -> tuple[Ints, Ints]:
     """Row numbers of training and validation, in the table's order, with whole groups.
 
-    In random order, a group validates where that brings its classes nearer to their shares:
-    every class ends within half of its largest group. Raises UsageError for an empty part.
+    In random order, a group validates where that brings its classes nearer to
+    their shares, which end within half of their largest group. Raises
+    UsageError for an empty part.
     """
     if seed < 0:
         raise UsageError(f"--seed {seed}: must be at least 0.")

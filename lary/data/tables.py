@@ -1,7 +1,8 @@
 """Tables of samples: reading and validating their CSV, and finding the files that rows name.
 
-Both published path forms are read: with the folders ``images/`` and ``actions/``, and without
-them. Messages count rows from 1 and name the line of the file as well.
+Both published path forms are read: with the folders ``images/`` and
+``actions/``, and without them. Messages count rows from 1 and name the line of
+the file as well.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ THREADS = 16
 def read_frame(path: Path, limit: int | None = None, needed: Sequence[str] = ()) -> pandas.DataFrame:
     """The columns of a CSV in UTF-8 as strings, without byte order mark and blank lines.
 
-    Raises UsageError where rows, cells, or `needed` columns are missing or too many.
+    Raises UsageError where rows, cells, or `needed` columns are missing or too
+    many.
     """
     import pandas
     import pyarrow as pa
@@ -133,8 +135,8 @@ def line_of(path: Path, row: int) -> int:
 class SampleTable:
     """The samples of one split, in its table's order; each `Sample` is made when asked for.
 
-    `frame` has all columns of the CSV at `path` as strings; its index is the row in the file,
-    from 0. Paths start from `root`; `digest` is of the file's bytes.
+    `frame` has all columns as strings, by row of the file, from 0; its paths
+    start from `root`.
     """
 
     spec: DatasetSpec
@@ -148,7 +150,7 @@ class SampleTable:
         return len(self.frame)
 
     def __getitem__(self, position: int) -> Sample:
-        """The sample at a position of this table; its ``row`` is the row in the file."""
+        """The sample at a position; its ``row`` is the row in the file."""
         if not -len(self) <= position < len(self):
             raise IndexError(position)
         media = tuple(self.shown(position, column) for column in self._media)
@@ -263,9 +265,10 @@ class SampleTable:
 def read_table(
     spec: DatasetSpec, split: str, *, path: Path, data_dir: Path, limit: int | None = None, media: bool = True
 ) -> SampleTable:
-    """Read and validate the table of a split, or its first `limit` rows; no other file is opened.
+    """Read and validate the table of a split, or its first `limit` rows.
 
-    Without `media`, it need not name images or clips. Raises UsageError.
+    No other file is opened. Without `media`, it need not name images or clips.
+    Raises UsageError.
     """
     root = data_dir / spec.split(split).root
     needed = needed_columns(spec) if media else (TARGET_COLUMN,)
@@ -276,7 +279,6 @@ def read_table(
 
 
 def needed_columns(spec: DatasetSpec) -> tuple[str, ...]:
-    """The columns that every table of a data set has."""
     return *MEDIA_COLUMNS[spec.media], *([INDEX_COLUMN] if spec.media == "clip" else []), TARGET_COLUMN
 
 
@@ -335,7 +337,6 @@ def usual_pattern(spec: DatasetSpec, column: str) -> str:
 
 
 def is_class(spec: DatasetSpec, column: str) -> bool:
-    """Whether the cells of a column name classes."""
     return column == TARGET_COLUMN and isinstance(spec.target, LabelSpace)
 
 
@@ -359,7 +360,6 @@ def cell_problem(spec: DatasetSpec, name: str, cell: str) -> str:
 
 
 def folder_of(column: str) -> str:
-    """The folder that the files of a column are in."""
     return ACTION_FOLDER if column == TARGET_COLUMN else IMAGE_FOLDER
 
 

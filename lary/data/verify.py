@@ -1,8 +1,9 @@
 """The integrity checker: are the files that the tables name there, whole, and of the right shape.
 
-Worker processes decode the files, which can hang or crash a decoder. A manifest of digests
-lets a later run compare instead. The text report has the published layout, and
-``depth="headers"`` inspects what the published checker inspects.
+Worker processes decode the files, which can hang or crash a decoder. A
+manifest of digests lets a later run compare instead. The text report has the
+published layout, and ``depth="headers"`` inspects what the published checker
+inspects.
 """
 
 import itertools
@@ -47,8 +48,8 @@ PATIENCE = 4
 class CheckedFile:
     """A file that tables name, or a table itself, and the column that names it first.
 
-    The first of `places` that exists counts; `shape` is the record's (K, A) of an action
-    file, `found` the shape that was decoded.
+    The first of `places` that exists counts; `shape` is the record's (K, A),
+    `found` the decoded one.
     """
 
     kind: str
@@ -64,9 +65,9 @@ class CheckedFile:
 
 @dataclass
 class CheckedGroup:
-    """A group of the report: its tables, files, image pairs, and table problems.
+    """A group of the report.
 
-    `frames` has, for every table of clips, its path, and the clip and the frame numbers of each row.
+    `frames` has by table its path, and each row's clip and frame numbers.
     """
 
     tables: list[JsonDict] = field(default_factory=list)
@@ -92,7 +93,7 @@ class CheckedGroup:
 
 
 class VerifyReport(NamedTuple):
-    """How many files were checked, how many by the manifest alone, and the text report."""
+    """How many files were checked, how many by the manifest, and the text report."""
 
     files: int
     issues: int
@@ -103,8 +104,9 @@ class VerifyReport(NamedTuple):
 def verify(config: CheckConfig, settings: Settings) -> VerifyReport:
     """Check the files of all tables of some groups and write both reports. Raises UsageError."""
     root, data_dir = settings.path("LARY_ROOT"), settings.path("DATA_DIR").absolute()
-    if config.workers < 1 or config.timeout <= 0:
-        raise UsageError("--workers must be at least 1 and --timeout above 0 seconds.")
+    config.check_counts("workers")
+    if config.timeout <= 0:
+        raise UsageError("--timeout must be above 0 seconds.")
     if config.manifest is not None and config.depth == "headers":
         raise UsageError("--manifest holds digests of files that were decoded: leave out --depth headers.")
     if not data_dir.is_dir():
@@ -163,27 +165,24 @@ def read_groups(config: CheckConfig, root: Path, data_dir: Path) -> dict[str, Ch
 
 
 def read_split(group: CheckedGroup, spec: DatasetSpec, split: str, path: Path | None, data_dir: Path) -> None:
-    """Collect the files that a table names, each once, and what is wrong with the table."""
+    """Collect the files that a table names, and what is wrong with it."""
     name = path.name if path else spec.table_name(split)
     entry = {"name": name, "exists": path is not None, "rows": 0}
     group.tables.append(entry)
     if path is None:
         return
 
-    def problem(column: str, count: int, reason: str) -> None:
-        about = ("table", (str(path),), name, column, None, count, "corrupt", reason.rstrip("."))
-        group.problems.append(CheckedFile(*about))
-
     try:
         frame = tables.read_frame(path)
     except UsageError as error:
-        return problem("", 1, str(error))
+        return group.problems.append(table_problem(path, "", 1, str(error)))
     entry["rows"] = len(frame)
     root, media = data_dir / spec.split(split).root, tables.MEDIA_COLUMNS[spec.media]
     by_cell: dict[str, dict[str, CheckedFile]] = {}
     for column in tables.needed_columns(spec):
         if column not in frame:
-            problem(column, 1, f"there is no column '{column}'; the table has: {', '.join(frame.columns)}")
+            reason = f"there is no column '{column}'; the table has: {', '.join(frame.columns)}"
+            group.problems.append(table_problem(path, column, 1, reason))
             continue
         kind, shape = "video" if spec.media == "clip" else "image", None
         if column == tables.TARGET_COLUMN and isinstance(spec.target, ActionSpace):
@@ -213,12 +212,15 @@ def read_split(group: CheckedGroup, spec: DatasetSpec, split: str, path: Path | 
         group.frames.append((path, clips, frame[tables.INDEX_COLUMN].tolist()))
 
 
+def table_problem(path: Path, column: str, count: int, reason: str) -> CheckedFile:
+    """A problem of `count` rows of a table."""
+    return CheckedFile("table", (str(path),), path.name, column, None, count, "corrupt", reason.rstrip("."))
+
+
 def rows_problem(path: Path, column: str, rows: Sequence[int], reason: str) -> CheckedFile:
     """A problem of some rows of a table; `reason` is that of the first."""
     about = f"row {rows[0] + 1} (line {tables.line_of(path, rows[0])}): {reason}"
-    if len(rows) > 1:
-        about = f"{about}, and {len(rows) - 1} more rows"
-    return CheckedFile("table", (str(path),), path.name, column, None, len(rows), "corrupt", about)
+    return table_problem(path, column, len(rows), about + f", and {len(rows) - 1} more rows" * (len(rows) > 1))
 
 
 def check_frame_numbers(group: CheckedGroup) -> None:
@@ -235,9 +237,9 @@ def check_frame_numbers(group: CheckedGroup) -> None:
 
 
 def check_files(config: CheckConfig, data_dir: Path, files: Sequence[CheckedFile]) -> int:
-    """Check every file by digest or by decoding; return how many by digest.
+    """Check every file; return how many by digest.
 
-    Whole files enter the manifest, or a hidden one, at once: a killed run resumes.
+    A killed run resumes by the manifest, or a hidden one.
     """
     path = config.manifest or config.output.with_name(f".{config.output.name}.manifest")
     entries, questions = read_digests(path), list[Question]()
@@ -298,8 +300,8 @@ def read_digests(path: Path) -> dict[str, list[Any]]:
 def ask_all(questions: Sequence[Question], workers: int, seconds: float) -> Iterator[tuple[int, Answer]]:
     """Position of every question and its answer, in order of completion.
 
-    Files without an answer are tried again at the end by at most two workers with more
-    time, so that a crowded machine accuses no good file.
+    Files without an answer are tried again at the end with more time: a
+    crowded machine accuses no good file.
     """
     left: Sequence[int] = range(len(questions))
     for processes, patience in ((workers, seconds), (2, PATIENCE * seconds)):
@@ -326,9 +328,9 @@ def answers() -> Callable[[Question], Answer]:
 def answer(question: Question) -> Answer:
     """Inspect a file: ``status`` and ``reason``; if ok also ``shape``, ``size`` and ``sha256``.
 
-    Args:
-        question: ``places``, ``kind`` and ``shape`` of the file; ``whole``: decode it;
-            ``sha256``: a known digest that replaces decoding; ``strict``: another is wrong.
+    A question has ``places``, ``kind`` and ``shape``; ``whole``: decode the
+    file; ``sha256``: a known digest that replaces decoding; ``strict``:
+    another is wrong.
     """
     found: Answer = {"status": "ok", "reason": "", "shape": None, "sha256": None}
     try:

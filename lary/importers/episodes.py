@@ -37,7 +37,7 @@ PART = ".part"
 
 
 class Segment(NamedTuple):
-    """A part of an episode: its first and last frame, and its label or the file of its actions."""
+    """First and last frame of a part of an episode, and its label or file of actions."""
 
     start: int
     end: int
@@ -47,7 +47,7 @@ class Segment(NamedTuple):
 # Atomic motions
 
 DIRECTIONS = (("Forward", "Backward"), ("Left", "Right"), ("Up", "Down"))
-"""The axes of a label, each as (positive, negative), in the order in which a label names them."""
+"""The axes of a label, each as (positive, negative), in its order."""
 
 OPEN, CLOSE = "Open", "Close"
 
@@ -89,22 +89,16 @@ class AtomicRule:
     @classmethod
     def of(cls, options: MotionOptions, grip: float = 0.5) -> AtomicRule:
         """The rule of a command; `grip` is the middle of the gripper's range. Raises UsageError."""
-        return cls(
-            options.threshold,
-            options.reach,
-            tuple(part.strip() for part in options.axes.split(",")),
-            grip if options.grip is None else options.grip,
-            options.gripper_high == "open",
-            options.deltas,
-            options.settle,
-        )
+        axes = tuple(part.strip() for part in options.axes.split(","))
+        middle, opens = grip if options.grip is None else options.grip, options.gripper_high == "open"
+        return cls(options.threshold, options.reach, axes, middle, opens, options.deltas, options.settle)
 
 
 def atomic_segments(positions: Values, gripper: Values | None, rule: AtomicRule) -> list[Segment]:
     """Cut positions (T, 3) and gripper openings (T,) into motions in order, without overlap.
 
-    A motion lasts until the hand is `reach` away along an axis, the gripper changes, or the
-    end. One below `threshold` along all axes is left out.
+    A motion lasts until the hand is `reach` away along an axis, the gripper
+    changes, or the end. One below `threshold` along all axes is left out.
     """
     columns = ["xyz".index(axis[1:]) for axis in rule.axes]
     signs = np.array([1.0 if axis[0] == "+" else -1.0 for axis in rule.axes])
@@ -140,7 +134,7 @@ def _motions(points: Doubles, start: int, last: int, rule: AtomicRule) -> list[S
 
 @dataclass(frozen=True)
 class PairCut:
-    """Pixels pairs that don't overlap, and the actions from source up to and excluding target."""
+    """Pairs that don't overlap, and the actions from source up to and excluding target."""
 
     stride: int
     task = "regression"
@@ -158,10 +152,7 @@ class PairCut:
 
 @dataclass(frozen=True)
 class MotionCut:
-    """First and last image of each atomic motion, in both directions of time.
-
-    `position` and `gripper` are columns of the values; None for an arm without gripper.
-    """
+    """First and last image of each atomic motion, in both directions of time."""
 
     position: tuple[int, ...]
     gripper: int | None
@@ -210,10 +201,10 @@ def find_column(option: str, text: str, dims: Sequence[str]) -> int:
 
 
 class SourceEpisode(NamedTuple):
-    """An episode to import: its folder, such as ``ep_3``, and its name in messages.
+    """An episode to import: its folder, such as ``ep_3``, its name in messages, and its task in words.
 
-    `values` reads its values (T, A); `images` gives for T the image files of ascending frames;
-    `text` is that of its task.
+    `values` reads its values (T, A); `images` gives for T the image files of
+    ascending frames.
     """
 
     folder: str
@@ -226,9 +217,9 @@ class SourceEpisode(NamedTuple):
 def import_episodes(
     episodes: Sequence[SourceEpisode], cut: Cut, root: Path, *, resume: bool = False
 ) -> tuple[dict[str, Rows], list[Failure]]:
-    """Write images and actions of episodes; returns their rows by folder, and the failures.
+    """Write images and actions of episodes; returns rows by folder, and failures.
 
-    A folder of images gets its name once it is complete: `resume` does not decode it again.
+    `resume` keeps folders of images, which appear whole.
     """
     rows, failures = {}, []
     with progress(len(episodes), "importing", "episode") as bar:
@@ -252,11 +243,11 @@ def _import_episode(item: SourceEpisode, cut: Cut, root: Path, images: Path, *, 
     segments, rows = cut.segments(values), []
     wanted: dict[int, set[str]] = {}  # names of image files by frame, without their endings
     for number, segment in enumerate(segments):
-        names = f"action_{number:02d}/action_start", f"action_{number:02d}/action_end"
         if cut.stride:
             names = f"frame_{segment.start:06d}", f"frame_{segment.end:06d}"
             rows.append([*names, item.text or f"actions/{item.folder}/{segment.label}"])
         else:  # the second is the same seen from its end to its start
+            names = f"action_{number:02d}/action_start", f"action_{number:02d}/action_end"
             rows += [[*names, segment.label], [*names[::-1], INVERSE[segment.label]]]
         for at, name in zip(segment[:2], names, strict=True):
             wanted.setdefault(at, set()).add(name)

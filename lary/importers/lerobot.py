@@ -1,7 +1,7 @@
 """Importing a LeRobot data set as pairs with actions or labels, split by episode.
 
-Images and actions go below ``DATA_DIR``, for pairs with the statistics of the training split
-beside them; tables and record go to ``LARY_ROOT/data``.
+Images and actions go below ``DATA_DIR``, for pairs with the statistics of the
+training split beside them; tables and record go to ``LARY_ROOT/data``.
 """
 
 import contextlib
@@ -52,9 +52,10 @@ COLUMNS = ("dataset", "robot_type", "episode", "task", "src_img", "tgt_img", "ac
 class LeRobotImport:
     """What is imported and how, with every choice that the command leaves open.
 
-    By default: the first camera without wrist or depth, ``action``, ``actions`` or else the state,
-    a stride of a third of a second. `val` are the validating episodes. Raises UsageError without
-    these; LaryError if labels need the gripper's range and no episode can be read.
+    By default: the first camera without wrist or depth, ``action``,
+    ``actions`` or else the state, a stride of a third of a second. `val` are
+    the validating episodes. Raises UsageError, or LaryError if labels need the
+    gripper's range and no episode can be read.
     """
 
     def __init__(self, data: LeRobot, config: LeRobotConfig, name: str, settings: Settings) -> None:
@@ -105,7 +106,6 @@ class LeRobotImport:
         self.root = self.data_dir / self.cut.task / name
 
     def _motion_cut(self) -> MotionCut:
-        """The cut into motions: columns, and what counts as open."""
         self.data.fetch(self.data.data_path(episode) for episode in self.episodes)
         position, gripper = find_position(self.config.position, self.dims), self.config.gripper
         column = next((number for number, name in enumerate(self.dims) if "grip" in name.lower()), None)
@@ -136,7 +136,6 @@ class LeRobotImport:
         return frozenset(np.random.default_rng(self.config.seed).permutation(numbers)[:count].tolist())
 
     def preview(self) -> str:
-        """What will be imported, and from what it was chosen."""
         data, cut = self.data, self.cut
         lines = [f"{data.origin or data.folder}: LeRobot {data.meta.codebase_version}, {self.robot}"]
         for key in (*data.cameras, *data.vectors):
@@ -164,7 +163,8 @@ class LeRobotImport:
     def run(self) -> ImportReport:
         """Write all that is imported; episodes that fail are left out and named.
 
-        Raises UsageError for a taken name or folder; LaryError if a split has no rows.
+        Raises UsageError for a taken name or folder; LaryError if a split has
+        no rows.
         """
         check_new(self.name, self.tables)
         data = self.data
@@ -196,7 +196,7 @@ class LeRobotImport:
             rows += [(split, [*cells, *row]) for part in own for row in part]
         plugin = self.tables / f"{self.name}_dataset.py"
         spec = self._record(plugin, len(rows))
-        report = save_import(spec, plugin, self.tables, self.data_dir, COLUMNS, rows, failures)
+        report = save_import(spec, self.tables, self.data_dir, COLUMNS, rows, failures)
         if isinstance(spec.target, ActionSpace):
             tables = tuple(self.tables / spec.table_name(split) for split in report.rows)
             write_relative(RelativeConfig(dataset=self.name, csv=tables), self.settings)
@@ -213,7 +213,6 @@ class LeRobotImport:
         return Path(), 0.0
 
     def _folder(self, camera: str, item: Episode) -> str:
-        """The folder of an episode's images, by camera where there are several."""
         short = re.sub(r"[^\w-]+", "_", camera.rsplit(".", 1)[-1])
         return f"ep_{item.index}" if len(self.cameras) == 1 else f"{self.cameras.index(camera)}_{short}/ep_{item.index}"
 
@@ -224,25 +223,22 @@ class LeRobotImport:
         source = str(self.data.folder.resolve())
         chosen = {"source": source, "camera": self._camera, "actions": self.actions, **cut}
         choices = json.loads(json.dumps(chosen))  # tuples become lists, as in the file
-        path = self.root / OPTIONS
+        path, overwrite = self.root / OPTIONS, self.config.overwrite
         if self.root.exists():
-            same = path.is_file() and (self.config.overwrite or read_json(path, "list of choices") == choices)
-            if not same:
+            if not path.is_file() or not (overwrite or read_json(path, "list of choices") == choices):
                 raise UsageError(
                     f"{self.root} holds something else, or an import with other choices: choose another --name, or "
                     "pass --overwrite to replace an import."
                 )
-            if self.config.overwrite:
+            if overwrite:
                 shutil.rmtree(self.root)
         write_json(path, choices)
 
     @property
     def _camera(self) -> str | tuple[str, ...]:
-        """The camera, or several."""
         return self.cameras[0] if len(self.cameras) == 1 else self.cameras
 
     def _images(self, camera: str, item: Episode, length: int, wanted: list[int]) -> Iterable[bytes]:
-        """Image files of some frames of an episode."""
         if not self._is_video(camera):
             cells = self.data.table(item, [camera]).column(camera)
             return (stored_image(cells[at].as_py()) for at in wanted)
@@ -261,7 +257,6 @@ class LeRobotImport:
         return self.data.values(item, self.actions)
 
     def _record(self, plugin: Path, samples: int) -> DatasetSpec:
-        """The record of the imported data set."""
         data, name, stride = self.data, self.name, self.cut.stride
         choices = {
             "actions": self.actions,
@@ -322,7 +317,7 @@ def default_camera(data: LeRobot) -> str:
 
 
 def stored_image(cell: Any) -> bytes:
-    """The bytes of the file in an image cell. Raises MediaError if it is none."""
+    """The bytes of the image file in a cell. Raises MediaError."""
     content: Any = cell.get("bytes") if isinstance(cell, dict) else None
     if problem := image_problem(content) if content else "its cell holds no bytes":
         raise MediaError(f"An image of the episode is broken: {problem}.")

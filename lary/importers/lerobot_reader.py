@@ -1,7 +1,8 @@
 """Reading LeRobot data sets, formats v2.0, v2.1 and v3.0, by pyarrow and PyAV alone.
 
-By the documentation of ``huggingface/lerobot``: v2 has a Parquet file and a video per camera for
-each episode, v3 joins episodes in files. Images are video frames, or ``bytes`` in a column.
+By the documentation of ``huggingface/lerobot``: v2 has a Parquet file and a
+video per camera for each episode, v3 joins episodes in files. Images are video
+frames, or ``bytes`` in a column.
 """
 
 import contextlib
@@ -72,10 +73,10 @@ class Episode(BaseModel, extra="allow"):
 
 
 class LeRobot:
-    """A LeRobot data set in a folder: `cameras`, and `vectors` of actions and states, by key.
+    """A LeRobot data set in a folder, or a snapshot of the hub's repository `origin`.
 
-    A snapshot of the hub has its repository as `origin`, and its commit. Raises UsageError if
-    the folder holds none, LaryError for damaged metadata.
+    `cameras`, and `vectors` of actions and states, are keys of features.
+    Raises UsageError, LaryError for damaged metadata.
     """
 
     def __init__(self, folder: Path, origin: str = "", commit: str = "") -> None:
@@ -252,9 +253,9 @@ def _snapshot(source: str, commit: str, patterns: list[str]) -> Path:
 
 
 def video_times(path: Path) -> tuple[Doubles, FrameTable | None]:
-    """The second of every frame of a video, ascending, and the table of frames.
+    """Seconds of all frames of a video, and their table if packets name them.
 
-    The table is None where the packets don't name the frames. Raises MediaError.
+    Raises MediaError.
     """
     with opened_video(path) as (container, stream):
         table = scan_packets(container, stream)
@@ -270,8 +271,8 @@ def video_times(path: Path) -> tuple[Doubles, FrameTable | None]:
 def frame_numbers(seconds: Doubles, start: float, stamps: Sequence[float], fps: float) -> Ints:
     """The frames nearest to an episode's rows, (rows,) int64, from the `seconds` of all frames.
 
-    The episode begins at second `start`; its rows are at `stamps` from there. Raises MediaError
-    if a row has no frame within half a frame's time, or two rows share one.
+    Rows are at `stamps` from second `start` on. Raises MediaError if a row has
+    no frame within half a frame's time, or two rows share one.
     """
     import pandas
 
@@ -285,10 +286,7 @@ def frame_numbers(seconds: Doubles, start: float, stamps: Sequence[float], fps: 
 
 
 class EpisodeVideo:
-    """A video of one or several episodes, read forward: which frames are whose, and their images.
-
-    `members` are those of `LeRobot.members`. Raises MediaError.
-    """
+    """A video of the episodes `members` (`LeRobot.members`), read forward. Raises MediaError."""
 
     def __init__(self, path: Path, members: Sequence[tuple[float, int, int]], fps: float) -> None:
         self.path, self.fps = path, fps
@@ -306,7 +304,7 @@ class EpisodeVideo:
     def numbers(self, episode: int, stamps: Sequence[float]) -> tuple[Ints, bool]:
         """The frames of an episode's rows, and whether they are in order because the stamps contradict them.
 
-        Raises MediaError if the stamps contradict the frames, whose number is not that of the rows.
+        Raises MediaError where there are not as many frames as rows, either.
         """
         start, first, end = self.stretches[episode]
         try:
@@ -336,7 +334,7 @@ class EpisodeVideo:
 
 
 def first_frames(seconds: Doubles, starts: Doubles, fps: float) -> Ints:
-    """The frame nearest to each start, (episodes,) int64; outside the video counted on at its rate."""
+    """The frame nearest to each start, (episodes,) int64, also outside the video."""
     import pandas
 
     first: Ints = pandas.Index(seconds).get_indexer(starts, method="nearest").astype(np.int64)  # type: ignore[arg-type]
@@ -347,8 +345,8 @@ def first_frames(seconds: Doubles, starts: Doubles, fps: float) -> Ints:
 def stretch_ends(first: Ints, rows: Ints, count: int) -> Ints:
     """Where the stretches of a video's episodes end, (episodes,) int64: empty for those of unknown place.
 
-    Episodes begin at the frames `first`, with so many `rows`, in a video of `count` frames.
-    Of runs without a gap, one that fits to the start or end of the video is right.
+    Episodes begin at the frames `first`. Of runs without a gap, one that fits
+    to the start or end of the video, of `count` frames, is right.
     """
     ends = first + rows
     if rows.sum() == count:  # nothing is lost, so the order alone gives the places
@@ -369,7 +367,7 @@ def stretch_ends(first: Ints, rows: Ints, count: int) -> Ints:
 
 
 def decode_from(path: Path, table: FrameTable, wanted: int) -> Iterator[tuple[int, Any]]:
-    """The numbered frames of a video, from the last key frame up to `wanted` on. Raises MediaError."""
+    """Numbered frames of a video from the last key frame up to `wanted` on."""
     number, packet_number = [start for start in table.starts if start[0] <= wanted][-1]
     key, held = table.stamps[number], set[int]()
     with opened_video(path) as (container, stream):

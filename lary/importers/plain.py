@@ -1,8 +1,9 @@
 """Importing folders of episodes with their actions, and videos with a table of labels.
 
-An episode is a folder with ``actions.npy``, a row of A numbers per frame, and its frames: images
-by the numbers in their names, or one video. A table of labels has columns with paths and labels,
-and maybe ``split``, ``embodiment`` and ``sample_indices``.
+An episode is a folder with ``actions.npy``, a row of A numbers per frame, and
+its frames: images by the numbers in their names, or one video. A table of
+labels has columns with paths and labels, and maybe ``split``, ``embodiment``
+and ``sample_indices``.
 """
 
 import filecmp
@@ -54,15 +55,15 @@ SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "
 def import_trajectories(
     source: Path, out: Path, config: TrajectoryConfig, cut: Cut, dims: Sequence[str] = ()
 ) -> ImportReport:
-    """Write images, actions, tables and record; unusable episodes are left out and named.
+    """Write images, actions, tables and record below `out`; unusable episodes are left out and named.
 
-    `out` serves as ``LARY_ROOT``; `dims` name the action dimensions of pairs, by default ``a0``,
-    ``a1`` ... Raises UsageError for a wrong option, no episodes or an existing import; LaryError
-    if no episode can be used.
+    `dims` name the action dimensions of pairs, by default ``a0``, ``a1`` ...
+    Raises UsageError for a wrong option, no episodes or an existing import;
+    LaryError if no episode can be used.
     """
-    check_new(config.name, out / "data")
-    names = list(dims) if isinstance(cut, PairCut) else None
     data = out / "data"
+    check_new(config.name, data)
+    names = list(dims) if isinstance(cut, PairCut) else None
     plugin = data / f"{config.name}_dataset.py"
     if not 0 <= config.share < 1:
         raise UsageError(f"--test-size {config.share:g}: expected 0, or a share below 1.")
@@ -91,11 +92,11 @@ def import_trajectories(
     rows = [(split, [*row, *robot]) for split, (_, row) in zip(splits, pairs, strict=True)]
     spec = pair_record(config.name, cut, names or (), licences=())
     wanted = ("train", "val") if config.share else ("train",)
-    return save_import(spec, plugin, data, data, columns, rows, [*failures, *broken], wanted)
+    return save_import(spec, data, data, columns, rows, [*failures, *broken], wanted)
 
 
 def columns_cut(config: AtomicConfig) -> MotionCut:
-    """The cut into atomic motions that a command asks for. Raises UsageError."""
+    """The cut into atomic motions of a command. Raises UsageError."""
     gripper = None if config.gripper < 0 else config.gripper
     return MotionCut(find_position(config.position), gripper, AtomicRule.of(config))
 
@@ -144,7 +145,7 @@ def choose_splits(groups: Sequence[str], strata: Sequence[str] | None, share: fl
 
 
 class Clip(NamedTuple):
-    """A row of the labels: number, path of the video, cells, and the named group."""
+    """A row of the table of labels."""
 
     row: int
     path: str
@@ -158,9 +159,11 @@ class Clip(NamedTuple):
 def import_videos(folder: Path, config: VideosConfig, settings: Settings) -> ImportReport:
     """Link or copy videos into ``DATA_DIR``; unreadable ones are left out and named.
 
-    Raises UsageError for a taken name or a wrong table, LaryError if no video could be read.
+    Raises UsageError for a taken name or a wrong table, LaryError if no video
+    could be read.
     """
-    name = check_new(config.name or folder.resolve().name, settings.path("LARY_ROOT") / "data")
+    tables = settings.path("LARY_ROOT") / "data"
+    name = check_new(config.name or folder.resolve().name, tables)
     if not folder.is_dir():
         raise UsageError(f"The folder of videos {folder} does not exist.")
     clips, origin = read_clips(folder, config), folder.resolve().name
@@ -169,7 +172,7 @@ def import_videos(folder: Path, config: VideosConfig, settings: Settings) -> Imp
     def import_clip(clip: Clip) -> Clip | Failure:
         source, target = folder / clip.path, data_dir / root / clip.path
         try:
-            indices = clip.indices or sample_video(source, method=config.method).indices
+            indices = clip.indices or sample_video(source, method=config.method)
             read_frames([source], indices, clamp=False, fit=np.size)
             link_file(source, target)
         except LaryError as error:
@@ -206,8 +209,7 @@ def import_videos(folder: Path, config: VideosConfig, settings: Settings) -> Imp
     for split, clip in zip(splits, found, strict=True):
         cells = [name, clip.path, ",".join(map(str, clip.indices)), clip.label, clip.group, clip.embodiment]
         rows.append((split, cells[: len(columns)]))
-    tables = settings.path("LARY_ROOT") / "data"
-    return save_import(spec, tables / f"{name}_dataset.py", tables, data_dir, columns, rows, failures)
+    return save_import(spec, tables, data_dir, columns, rows, failures)
 
 
 def read_clips(folder: Path, config: VideosConfig) -> list[Clip]:

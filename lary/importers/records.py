@@ -1,7 +1,8 @@
 """Records of imported data sets, the plug-ins that register them, and their tables.
 
-A record is JSON, ``LARY_ROOT/data/<name>_dataset.json``, and known by its name there: nothing of an
-imported data set is run as code. The plug-in beside it, of fixed text, is for another ``LARY_ROOT``.
+A record is JSON, ``LARY_ROOT/data/<name>_dataset.json``, and known by its name
+there: nothing of an imported data set is run as code. The plug-in beside it,
+of fixed text, is for another ``LARY_ROOT``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,7 +47,6 @@ def check_new(name: str, tables: Path) -> str:
 def pair_record(
     name: str, cut: Cut, dims: Sequence[str], normalisation: Normalisation | None = None, **fields: Any
 ) -> DatasetSpec:
-    """The record of a data set of image pairs, with further fields."""
     if isinstance(cut, TaskCut):
         fields |= {"media_depth": 0}
     elif isinstance(cut, PairCut):
@@ -60,7 +60,6 @@ def pair_record(
 
 def save_import(
     spec: DatasetSpec,
-    plugin: Path,
     tables: Path,
     data_dir: Path,
     columns: Sequence[str],
@@ -70,9 +69,10 @@ def save_import(
 ) -> ImportReport:
     """Write tables, statistics and failures of an import, and at last its record and plug-in.
 
-    Each row has its split. Raises LaryError if a wanted split has none; other tables are removed.
+    Each row has its split. Raises LaryError if a wanted split has none; other
+    tables are removed.
     """
-    listed = tables / f"{spec.name}_import_failures.csv"
+    plugin, listed = tables / f"{spec.name}_dataset.py", tables / f"{spec.name}_import_failures.csv"
     write_failures(listed, failures)
     found = {split: [cells for name, cells in rows if name == split] for split in wanted}
     for split, part in found.items():
@@ -117,7 +117,6 @@ def load_record(path: Path) -> DatasetSpec:
 
 
 def _check_record(spec: DatasetSpec) -> None:
-    """Check what types don't. Raises UsageError."""
     target, series, splits = spec.target, spec.drawn.values(), spec.splits.values()
     real, names = {*spec.splits}, {*spec.splits, *spec.drawn}
     for name in (spec.name, *names):

@@ -1,8 +1,7 @@
 """Any vision backbone of transformers, images or videos: ``hf:<folder or id>``.
 
 ``config.json`` says which class runs it, the processor's
-configuration how frames are prepared. A video network takes
-clips by one rule, see `AnyBackbone.run_windows`.
+configuration how frames are prepared.
 """
 
 from __future__ import annotations
@@ -14,24 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from lary.files import read_json, reason_of
 from lary.models.image import patch_inputs
-from lary.models.networks import (
-    Cells,
-    NetworkEncoder,
-    built_from,
-    count_extra,
-    find_cells,
-    transformers_model,
-)
+from lary.models.networks import Cells, NetworkEncoder, built_from, count_extra, find_cells, transformers_model
 from lary.models.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from lary.models.spec import (
-    MODELS,
-    ModelContext,
-    ModelSpec,
-    Preprocess,
-    ResizeMethod,
-    Weights,
-    builtin_tables,
-)
+from lary.models.spec import MODELS, ModelContext, ModelSpec, Preprocess, ResizeMethod, Weights, builtin_tables
 from lary.models.tensors import CONFIG, Layout, read_tensors, weight_layout
 from lary.models.weights import fetch_file, find_weights, random_weights, read_config
 from lary.runtime import log
@@ -47,11 +31,7 @@ RESAMPLING: dict[int, ResizeMethod] = {1: "pil_lanczos", 2: "pil_bilinear", 3: "
 
 
 def any_backbone(name: str) -> ModelSpec | None:
-    """The record of ``hf:<folder or hub id>``; None for another form.
-
-    Raises UsageError for nothing behind
-    the prefix, or as `read_preprocess`.
-    """
+    """The record of ``hf:<folder or hub id>``; None for another form. Raises UsageError."""
     if not name.startswith(PREFIX):
         return None
     location = name.removeprefix(PREFIX)
@@ -93,15 +73,8 @@ def read_preprocess(location: str) -> Preprocess:
         ) from error
 
 
-def find_file(
-    location: str,
-    names: tuple[str, ...],
-    revision: str | None = None,
-) -> Path | None:
-    """The first of some files in a folder or hub repository.
-
-    None where it lacks them. Raises UsageError.
-    """
+def find_file(location: str, names: tuple[str, ...], revision: str | None = None) -> Path | None:
+    """The first of some files in a folder or hub repository, or None. Raises UsageError."""
     folder: Path | None = as_path(location)
     if folder is not None and not folder.exists():
         folder = fetch_file(location, names, revision)
@@ -168,10 +141,8 @@ def _preprocess_of(config: JsonDict) -> Preprocess:
 class AnyBackbone(NetworkEncoder):
     """Patch tokens of every frame, P = T, or of a clip, (N, D).
 
-    They are in rows, those of a clip in time x rows x columns.
-    Only cells of the image are tokens, without class,
-    register and detection tokens and pooled vectors.
-    Random frames, encoded on loading, show where these are.
+    They are cells of the image in rows, in a clip in time x rows x columns,
+    without class, register, detection and pooled tokens.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
@@ -223,10 +194,7 @@ class AnyBackbone(NetworkEncoder):
         self._cells = self._find_cells()
 
     def run(self, clips: Tensor) -> Tensor:
-        """Clips (B, T, 3, H, W) to tokens (B, T, N, D).
-
-        Those of a video network are (B, N, D).
-        """
+        """Clips (B, T, 3, H, W) to tokens (B, T, N, D), of a video network (B, N, D)."""
         if self._frames is not None:
             return self.run_windows(clips, self._frames)
         features = self._features(self._outputs(clips.flatten(0, 1)))
@@ -295,7 +263,7 @@ class AnyBackbone(NetworkEncoder):
         return states[self._layer]
 
     def _find_cells(self) -> Cells:
-        """Where the tokens of image cells are. Raises UsageError."""
+        """Where the tokens of image cells are, by encoding random frames. Raises UsageError."""
         import torch
 
         side, name, frames = self._spec.preprocess.size, self._spec.name, self._frames

@@ -34,8 +34,6 @@ def cells(maps: Tensor, side: int) -> Tensor:
 
 
 class _Weightless:
-    """Base of baselines without a network."""
-
     identity = WeightsIdentity()
     least = 1
     """The fewest frames that a clip may have."""

@@ -13,15 +13,14 @@ CHOICES = {
     "size": "one size of frames",
 }
 """Options that a record takes if it has them, and what others have."""
+OPEN = ("layer", "size")
+"""Options that digests leave out where they are None."""
 LATER = {"dtype": "float32", "frames": None, "stride": None, "rate": None}
 """Later fields of `Preprocess`: digests leave them out where unused."""
 
 
 def chosen_model(config: Any) -> ModelSpec:
-    """The record of the model that a command's options name.
-
-    Raises UsageError as `with_choices`.
-    """
+    """The record of the model that options name. Raises UsageError as `with_choices`."""
     given = {name: getattr(config, name, None) for name in (*CHOICES, "name")}
     return with_choices(MODELS.get(config.model), **given)
 
@@ -29,18 +28,13 @@ def chosen_model(config: Any) -> ModelSpec:
 def with_choices(spec: ModelSpec, *, name: str | None = None, **given: Any) -> ModelSpec:
     """The record as options change it, under both protocols.
 
-    Args:
-        name: a short one in place of its own.
-        given: values of `CHOICES`; None leaves the record's.
-
-    Raises UsageError for an option that the
-    model doesn't take, or another model's name.
+    `given` are values of `CHOICES`; None leaves the record's. Raises UsageError
+    for an option that the model doesn't take, or another model's name.
     """
     choice = {option: value for option, value in given.items() if value is not None}
     for option, value in choice.items():
         if option not in spec.options:
-            held = f"model '{spec.name}' has {CHOICES[option]}"
-            raise UsageError(f"--{option} {value}: {held}; leave it out.")
+            raise UsageError(f"--{option} {value}: model '{spec.name}' has {CHOICES[option]}; leave it out.")
     parts: JsonDict = {}
     if (size := choice.get("size")) is not None:
         if size < 1:
@@ -60,18 +54,10 @@ def with_choices(spec: ModelSpec, *, name: str | None = None, **given: Any) -> M
     return replace(spec, **parts)
 
 
-def deciding_fields(
-    spec: ModelSpec,
-    protocol: BenchmarkProtocol,
-    media: Media,
-) -> JsonDict:
+def deciding_fields(spec: ModelSpec, protocol: BenchmarkProtocol, media: Media) -> JsonDict:
     """The fields of a record that decide latents: their identity."""
-    options = spec.options_under(protocol)
-    frames = asdict(spec.preprocessing(protocol, media))
-    for field_name, unused in LATER.items():
-        if frames[field_name] == unused:
-            del frames[field_name]
-    for option in ("layer", "size"):
-        if options.get(option, 0) is None:
-            del options[option]
-    return {"preprocess": frames, "options": options}
+    frames, options = asdict(spec.preprocessing(protocol, media)), spec.options_under(protocol)
+    return {
+        "preprocess": {name: value for name, value in frames.items() if name not in LATER or value != LATER[name]},
+        "options": {name: value for name, value in options.items() if value is not None or name not in OPEN},
+    }

@@ -32,13 +32,13 @@ HUB_FOLDER = "lam"
 """Folder of villa-X in its hub repository, of which a whole copy will do."""
 DERIVED = ("grid_size", "embed_tokens")
 """Fields that follow from others: the published loader overwrites them."""
-MULTIPLES = (
-    ("resolution", "patch_size"),
-    ("encoder_embed_dim", "encoder_n_heads"),
-    ("encoder_embed_dim", "map_heads"),
-    ("decoder_embed_dim", "decoder_n_heads"),
-)
-"""Fields of villa-X, the first of each pair a multiple of the second."""
+MULTIPLES = {
+    "patch_size": "resolution",
+    "encoder_n_heads": "encoder_embed_dim",
+    "map_heads": "encoder_embed_dim",
+    "decoder_n_heads": "decoder_embed_dim",
+}
+"""Fields of villa-X, and those which are multiples of them."""
 
 
 @register_model(builtin("univla"))
@@ -46,12 +46,8 @@ class UniVLA(NetworkEncoder):
     """Codebook rows of transitions between frames: N = 4 controllable actions.
 
     A pair gives tokens (B, 4, D) and codes (B, 4), T frames give
-    tokens (B, T - 1, 4, D) and codes (B, T - 1, 4). The backbone's
-    weights are in the same file; each frame passes it once.
-
-    Attributes:
-        backbone: DINOv2 of transformers.
-        network: the latent action network on its features.
+    tokens (B, T - 1, 4, D) and codes (B, T - 1, 4). The weights of
+    `backbone`, a DINOv2, are in the same file as those of `network`.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
@@ -75,11 +71,7 @@ class UniVLA(NetworkEncoder):
         self._leading: int = 1 + backbone["num_register_tokens"]
 
     def encode(self, clips: Tensor) -> Latents:
-        """Clips (B, T, 3, H, W) to tokens float32 and codes int64.
-
-        Raises LaryError for fewer than two frames, or sides that patches don't
-        divide.
-        """
+        """Clips (B, T, 3, H, W) to tokens float32 and codes int64. Raises LaryError."""
         check_frames(self._spec, clips, multiple=self._patch, least=2)
         tokens, codes = self.run_alone(clips)
         return Latents(tokens[:, 0], codes[:, 0]) if clips.shape[1] == 2 else Latents(tokens, codes)
@@ -103,9 +95,6 @@ class VillaX(NetworkEncoder):
     The weights' configuration decides N and D. As the benchmark
     stores it, a pair gives tokens (B, N, D) and codes (B, N, 1),
     T frames tokens (B, T - 1, N, D) and codes (B, T - 1, N).
-
-    Attributes:
-        network: the encoder and its codebook.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
@@ -126,10 +115,7 @@ class VillaX(NetworkEncoder):
         self._preprocess = spec.preprocessing(context.protocol)
 
     def encode(self, clips: Tensor) -> Latents:
-        """Clips (B, T, 3, H, W) to tokens float32 and codes int64.
-
-        Raises LaryError for fewer than two frames.
-        """
+        """Clips (B, T, 3, H, W) to tokens float32 and codes int64. Raises LaryError."""
         check_frames(self._spec, clips, least=2)
         tokens, codes = self.run_alone(self.fitted(clips))
         if clips.shape[1] == 2:
@@ -143,8 +129,7 @@ class VillaX(NetworkEncoder):
     def fitted(self, clips: Tensor) -> Tensor:
         """Clips in the weights' resolution, resized as grey levels, as published.
 
-        Resizing often ends halfway between two levels: they
-        have to be whole numbers before, or it rounds otherwise.
+        Levels are whole before, too: resizing often ends halfway between two.
         """
         import torch
 
@@ -175,10 +160,7 @@ def find_parts(spec: ModelSpec, context: ModelContext) -> tuple[Checkpoint, Chec
 
 
 def read_villa_config(file: Path) -> VillaConfig:
-    """The configuration of villa-X; unknown fields are named in the log.
-
-    Raises LaryError where it is another network's, or its values make none.
-    """
+    """The configuration of villa-X; unknown fields are named in the log. Raises LaryError."""
     from pydantic import ValidationError
 
     from lary.nets.spacetime import VillaConfig
@@ -194,7 +176,7 @@ def read_villa_config(file: Path) -> VillaConfig:
         raise LaryError(f"{file} has values that make no network: {wrong}.") from error
     if unknown := sorted((config.model_extra or {}).keys() - set(DERIVED)):
         log.warning("%s has fields that the published loader ignores: %s", file, ", ".join(unknown))
-    for whole, part in MULTIPLES:
+    for part, whole in MULTIPLES.items():
         width, divisor = getattr(config, whole), getattr(config, part)
         if width % divisor:
             raise LaryError(f"{file} describes no network: {whole} {width} is no multiple of {part} {divisor}.")

@@ -46,9 +46,7 @@ def backbone_of(kind: str) -> Backbone:
 class ImageEncoder(NetworkEncoder):
     """Patch tokens of every frame, after the backbone's final norm: P = T.
 
-    N are the patches in rows, D is the checkpoint's, whose
-    ``config.json`` decides. Another size than the record's runs,
-    with a line in the log: the latents carry D and digest.
+    N are the patches in rows, D is that of the checkpoint's ``config.json``.
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:

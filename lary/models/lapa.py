@@ -41,10 +41,7 @@ LATENTS = ("continuous", "quantized", "noisy")
 DECODER = {"dec_spatial_transformer.", "to_pixels_first_frame."}
 TOKENIZER_FIELDS = ("z_channels", "ch", "ch_mult", "num_res_blocks", "in_channels", "out_ch")
 ABLATION = re.compile(r"dinov3-(cs(\d+)_sl(\d+)_dim(\d+)_lr([0-9.]+[eE][-+]?[0-9]+))")
-"""Codebook size, code length, width of a code, learning rate.
-
-The last one names the file and nothing else.
-"""
+"""Codebook size, code length, width of a code, learning rate (in the file's name alone)."""
 
 
 def ablation(name: str) -> ModelSpec | None:
@@ -104,10 +101,7 @@ class LatentActions(NetworkEncoder):
 
     @staticmethod
     def open(spec: ModelSpec, context: ModelContext, kind: Any = None) -> tuple[Any, WeightsIdentity]:
-        """The network on the CPU, and its weights' name.
-
-        A `kind` has a decoder, too.
-        """
+        """The network on the CPU, of a `kind` with its decoder, and its weights' name."""
         layout = weight_layout("laq")
         if spec.weights and spec.weights.folder:
             layout = replace(layout, files=(spec.weights.folder,))
@@ -170,8 +164,7 @@ def load_network(
     """The network of a record's options, with exactly these weights, or random ones.
 
     The encoder of frames is in `tensors` too, or else in its own file, which
-    `settings` name and whose digest is returned. `kind` has a decoder, too.
-    Raises LaryError, UsageError for what is missing or doesn't fit.
+    `settings` name and whose digest is returned. Raises LaryError, UsageError.
     """
     import torch
 
@@ -195,31 +188,21 @@ def load_network(
 def load_features(
     spec: ModelSpec, features: Options, found: Checkpoint, inside: Tensors, settings: Options, grid: int
 ) -> tuple[nn.Module, str]:
-    """The encoder of frames of a record, by `inside` or else by its own file.
-
-    Arguments and what is returned and raised are as in `load_network`.
-    """
-    if "library" in features:
-        return _load_backbone(spec, features, found, inside, settings, grid)
-    return _load_tokenizer(spec, features, found, inside, settings)
-
-
-def _load_backbone(
-    spec: ModelSpec, features: Options, found: Checkpoint, tensors: Tensors, settings: Options, grid: int
-) -> tuple[nn.Module, str]:
-    """Patch tokens of a transformers backbone, by these tensors or else its own weights."""
+    """The encoder of frames, by tensors `inside` or its own file, as `load_network`."""
+    if "library" not in features:
+        return _load_tokenizer(spec, features, found, inside, settings)
     import transformers
 
     from lary.nets.lam import PatchTokens
 
     prefix, own = features["prefix_on_disk"], ""
-    if not tensors and found.seed is None:
+    if not inside and found.seed is None:
         record = replace(spec, name=f"{spec.name}, encoder of frames", weights=spec.backbone)
         found = find_weights(record, ModelContext("cpu", "corrected", locate_weights(record, settings)))
-        tensors = read_tensors(found.files, Layout(unused=tuple(features["unused"])))
+        inside = read_tensors(found.files, Layout(unused=tuple(features["unused"])))
         own = found.identity.digest
     # Files of the tower or the model alone lack the prefix.
-    named = {prefix + key.removeprefix(prefix): value for key, value in tensors.items()}
+    named = {prefix + key.removeprefix(prefix): value for key, value in inside.items()}
     model_class = getattr(transformers, features["library"])
     config = model_class.config_class(**features["config"])
     model = transformers_model(model_class, config, found, lambda: named, "cpu")

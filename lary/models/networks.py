@@ -24,10 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Reader = Callable[[], Tensors]
-"""A function that returns a checkpoint's tensors by the network's names.
-
-It is not called for random weights.
-"""
+"""Returns a checkpoint's tensors by the network's names; not called for random ones."""
 
 TABLE_STD = 0.02
 """Standard deviation of position embeddings and learned tokens, as in ViTs."""
@@ -41,11 +38,9 @@ STARTS_AT_ZERO = ("bias", "beta", "running_mean")
 
 
 class NetworkEncoder:
-    """Base of encoders that run one network: what they have in common.
+    """Base of encoders that run one network.
 
-    Attributes:
-        identity: names the weights.
-        dim: D; None where only the weights know it.
+    `dim` is D, or None where only the weights know it.
     """
 
     def __init__(
@@ -68,9 +63,8 @@ class NetworkEncoder:
     def run_alone(self, inputs: Tensor) -> Any:
         """`run` in float32 on the device, on the CPU one item at a time.
 
-        Convolutions and matrix products on a CPU round
-        differently for batches of other sizes. One by one, at
-        no cost there, an item's result depends on it alone.
+        A CPU rounds differently for batches of other sizes. One
+        by one, at no cost, an item's result depends on it alone.
         """
         import torch
 
@@ -84,15 +78,9 @@ class NetworkEncoder:
 
 
 def check_frames(spec: ModelSpec, clips: Tensor, *, side: int | None = None, multiple: int = 1, least: int = 1) -> None:
-    """Refuse clips that a network can't encode.
+    """Raise LaryError for clips that aren't (B, T, 3, H, W), or don't fit a network.
 
-    Args:
-        side: needed height and width of frames; None for any.
-        multiple: of which height and width are multiples.
-        least: the fewest frames of a clip.
-
-    Raises LaryError for clips that aren't
-    (B, T, 3, H, W), have too few frames or another size.
+    It needs at `least` so many frames, with sides of `side` pixels, or of a `multiple`.
     """
     if clips.ndim != 5 or clips.shape[2] != 3 or not clips.numel():
         raise LaryError(f"{spec.name} encodes clips (B, T, 3, H, W), not {list(clips.shape)}.")
@@ -123,11 +111,7 @@ def built_from(origin: object, name: str, device: str | None = "meta") -> Iterat
 
 
 def with_weights(network: Any, found: Checkpoint, read: Reader, device: str) -> Any:
-    """A network with its weights, on its device and in eval mode.
-
-    `network` has no memory yet. Raises LaryError where weights don't fit
-    exactly.
-    """
+    """A network, so far without memory, with exactly these weights. Raises LaryError."""
     if found.seed is not None:
         return draw_weights(network, found.seed).to(device)
     tensors = read()
@@ -144,7 +128,6 @@ def with_weights(network: Any, found: Checkpoint, read: Reader, device: str) -> 
 
 
 def _refuse_misfits(found: Checkpoint, network: object, problems: Mapping[str, list[str]]) -> None:
-    """Name the keys that don't fit, by what is wrong. Raises LaryError."""
     named = [f"{len(keys)} {what}: {first_names(keys)}" for what, keys in problems.items() if keys]
     if named:
         raise LaryError(
@@ -158,9 +141,8 @@ def transformers_model(
 ) -> Any:
     """A model of transformers in float32 and eval mode, with its weights.
 
-    They are random, or exactly a checkpoint's tensors by its keys
-    on disk. Raises LaryError for missing, unexpected and misshaped
-    keys, but for missing ones with a prefix in `unused`.
+    They are random, or exactly a checkpoint's tensors by its keys on disk,
+    of which those with a prefix in `unused` may be missing. Raises LaryError.
     """
     import torch
 
@@ -168,22 +150,16 @@ def transformers_model(
     if found.seed is not None:
         from accelerate import init_empty_weights
 
-        # Its draws would be lost, its buffers are
-        # computed; the caller's random state stays.
+        # Buffers are computed; the caller's random state stays.
         with described, init_empty_weights(), torch.random.fork_rng(devices=[]):
             network = model_class(config)
         return draw_weights(network, found.seed).to(device)
     tensors = dict(read())
     with described, _quiet_transformers():
-        # Maps keys on disk to those of the library's
-        # version. Misshaped ones are reported below.
+        # Maps keys on disk to those of the library's version.
+        lenient = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # reported below
         model, report = model_class.from_pretrained(
-            None,
-            config=config,
-            state_dict=tensors,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
+            None, config=config, state_dict=tensors, dtype=torch.float32, **lenient
         )
     problems = {
         "missing": sorted(key for key in report["missing_keys"] if not key.startswith(unused)),
@@ -197,7 +173,6 @@ def transformers_model(
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Silence the library while weights load; what matters is checked here."""
     from transformers.utils import logging as untyped
 
     logging: Any = untyped
@@ -233,7 +208,6 @@ def draw_weights(network: nn.Module, seed: int) -> nn.Module:
 
 
 def _drawn(module: nn.Module, name: str, like: Tensor, seed: int) -> Tensor:
-    """A random value for the tensor of a full name, on the CPU."""
     import torch
     from torch import nn
 
@@ -271,13 +245,11 @@ class Cells:
 
 
 def find_cells(features: Tensor, maps: Sequence[tuple[int, int]], extra: tuple[int, int]) -> Cells | None:
-    """The cells in features (B, L, D), (B, C, H, W) or (B, H, W, C).
+    """The cells in features (B, L, D), (B, C, H, W) or (B, H, W, C); None for no square.
 
     Args:
         maps: sides and channels of maps by convolutions.
         extra: learned tokens before and behind the cells.
-
-    Returns None where no square accounts for all tokens.
     """
     shape, sides = features.shape, set[int]()
     for side, channels in maps:
@@ -303,11 +275,6 @@ def find_cells(features: Tensor, maps: Sequence[tuple[int, int]], extra: tuple[i
 
 def count_extra(network: nn.Module) -> tuple[int, int]:
     """How many learned tokens are before and behind the image cells."""
-    before = behind = 0
-    for path, value in network.named_parameters():
-        name = path.rpartition(".")[2]
-        if "detection_token" in name:
-            behind += value.numel() // value.shape[-1]
-        elif name in TOKENS:
-            before += value.numel() // value.shape[-1]
-    return before, behind
+    named = [(path.rpartition(".")[2], value) for path, value in network.named_parameters()]
+    before = sum(value.numel() // value.shape[-1] for name, value in named if name in TOKENS)
+    return before, sum(value.numel() // value.shape[-1] for name, value in named if "detection_token" in name)

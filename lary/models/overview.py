@@ -145,12 +145,7 @@ def moving_texture(frames: int, seed: int) -> Pixels:
 
 @dataclass
 class ModelCheck:
-    """A model that is run on pairs and clips.
-
-    Attributes:
-        lines: what was measured, to print.
-        problems: what is wrong with the model.
-    """
+    """A model that is run on pairs and clips: what was measured, and what is wrong."""
 
     encoder: LoadedEncoder
     config: CheckModelConfig
@@ -161,7 +156,6 @@ class ModelCheck:
         self.lines.append(f"  {name:24} {text}")
 
     def text(self) -> str:
-        """Everything that was found, problems last."""
         verdict = [f"  PROBLEM: {problem}" for problem in self.problems] or ["  everything as it should be"]
         return "\n".join([*self.lines, *verdict])
 
@@ -222,16 +216,11 @@ class ModelCheck:
 
 
 def check_model(spec: ModelSpec, config: CheckModelConfig, values: Mapping[str, str]) -> ModelCheck:
-    """Run a model on generated frames on this machine.
-
-    It shows a model's author what extraction refuses.
-    Raises LaryError for weights that are missing or misfit.
-    """
+    """Run a model on generated frames: what extraction would refuse. Raises LaryError."""
     from lary.models.running import MEDIA, build
     from lary.runtime import pick_devices
 
-    given = {name: getattr(config, name) for name in (*CHOICES, "name")}
-    spec = with_choices(spec, **given)
+    spec = with_choices(spec, **{name: getattr(config, name) for name in (*CHOICES, "name")})
     device = pick_devices(config.gpus, config.device)[0]
     weights = locate_weights(spec, values, config.weights)
     context = ModelContext(device, config.protocol, weights, config.revision, config.seed, values)

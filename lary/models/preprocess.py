@@ -24,14 +24,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def prepare(clip: Pixels, preprocess: Preprocess) -> Array:
-    """Resize, scale and normalise a clip.
+    """Resize, scale and normalise a clip (T, H, W, 3) uint8 RGB.
 
-    Args:
-        clip: (T, H, W, 3) uint8 RGB.
-
-    Returns:
-        (T, 3, H', W') of the record's dtype, contiguous;
-        H' = W' = ``preprocess.size`` unless it is native.
+    Returns (T, 3, H', W') of the record's dtype, contiguous;
+    H' = W' = ``preprocess.size`` unless it is native.
     """
     import numpy as np
 
@@ -52,7 +48,7 @@ def to_planes(frames: Iterable[Pixels], out: Pixels) -> None:
 def normalise(planes: Pixels, preprocess: Preprocess, out: Array | None = None) -> Array:
     """Scale and normalise frames (..., 3, H, W), uint8 to float32, into any `out`.
 
-    For a record of the dtype uint8, they are returned as they are.
+    Those of a uint8 record are returned as they are.
     """
     import numpy as np
 
@@ -136,7 +132,6 @@ def resize_frame(frame: Pixels, preprocess: Preprocess) -> Pixels:
 
 
 def _resized(frame: Pixels, how: str, height: int, width: int) -> Pixels:
-    """Resize a frame by a `ResizeMethod`: a library, and its filter."""
     import numpy as np
 
     library, _, name = how.partition("_")
@@ -170,8 +165,7 @@ def neighbour_pairs(clips: Tensor) -> Tensor:
 def mix_planes(clips: Clip) -> Clip:
     """Reshape (..., T, 3, H, W) as the published code, which meant to permute.
 
-    Planes are ordered by channel (all frames of R, then G,
-    then B) and image k is made of planes 3k to 3k + 2: each
-    holds colour planes of several frames. The shape stays.
+    Planes are ordered by channel, and image k is made of planes
+    3k to 3k + 2: each holds colour planes of several frames.
     """
     return clips.swapaxes(-4, -3).reshape(clips.shape)

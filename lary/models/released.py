@@ -31,10 +31,7 @@ def wan_arguments(*, dim: int, dec_dim: int, **config: Any) -> JsonDict:
 
 
 def flux_arguments(**config: Any) -> JsonDict:
-    """Fields of FLUX.2's published code for diffusers' AutoencoderKLFlux2.
-
-    The field `resolution` has no part in the arithmetic.
-    """
+    """Fields of FLUX.2's published code, but `resolution`, for diffusers' AutoencoderKLFlux2."""
     multiples = config["ch_mult"]
     return {
         "in_channels": config["in_channels"],
@@ -57,11 +54,10 @@ def vjepa_arguments(**config: int) -> JsonDict:
     return {**named, "mlp_ratio": 4.0, "layer_norm_eps": 1e-6, "qkv_bias": True}
 
 
-def empty_autoencoder(name: str, arguments: Mapping[str, Any], origin: object = "the record") -> Any:
-    """An autoencoder of diffusers without memory yet, and without its decoder.
+def empty_autoencoder(name: str, arguments: Mapping[str, Any], origin: object) -> Any:
+    """An autoencoder of diffusers, so far without memory, without its decoder.
 
-    Raises LaryError where the arguments, which come from `origin`, describe
-    none.
+    Raises LaryError.
     """
     import diffusers
 
@@ -71,11 +67,8 @@ def empty_autoencoder(name: str, arguments: Mapping[str, Any], origin: object = 
     return network
 
 
-def empty_vjepa(arguments: Mapping[str, Any], origin: object = "the record") -> Any:
-    """VJEPA2Model without memory yet, and without its predictor.
-
-    Raises LaryError as `empty_autoencoder`.
-    """
+def empty_vjepa(arguments: Mapping[str, Any], origin: object) -> Any:
+    """VJEPA2Model without memory yet, and without its predictor. Raises LaryError."""
     import transformers
 
     with built_from(origin, "VJEPA2Model"):
@@ -182,8 +175,7 @@ class FluxEncoder(NetworkEncoder):
     def run(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) to normalised latents (B, D, h, w).
 
-        A cell is a fold of 2 x 2 latents, whose values are ordered (channel,
-        row, column).
+        A cell folds 2 x 2 latents, with values in the order channel, row, column.
         """
         import torch
 

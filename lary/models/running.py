@@ -50,10 +50,9 @@ class LoadedEncoder:
         dim: D of the tokens; None where nothing names it.
         different: share of a token that may differ.
         parameters_m: parameters in millions; None without any.
-        module: all networks of the model; called with
-            clips, as `encode`, it returns the tokens.
-            Move or convert it by loading anew: a class
-            may keep constants outside its networks.
+        module: all networks of the model; called with clips, as
+            `encode`, it returns the tokens. To move or convert it,
+            load anew: constants may be outside the networks.
         checked: whether an extraction found that tokens repeat.
     """
 
@@ -85,12 +84,8 @@ class LoadedEncoder:
     def encode(self, clips: Tensor) -> Latents:
         """Encode clips into latents on the model's device.
 
-        Args:
-            clips: (B, T, H, W, 3) uint8, which are prepared as
-                the record says, spread over its number of
-                frames, or prepared ones (B, T, 3, H, W).
-
-        Raises LaryError for an answer that the record rules out.
+        Clips (B, T, H, W, 3) uint8 are prepared and spread over the record's frames, unlike
+        (B, T, 3, H, W). Raises LaryError for an answer that the record rules out.
         """
         import torch
 
@@ -123,11 +118,7 @@ class LoadedEncoder:
         return latents
 
     def _broken_promise(self, latents: object, clips: Tensor) -> str | None:
-        """What is wrong with an answer, to end a sentence; None if nothing.
-
-        The record's shape counts for weights of its D
-        and frames of its size: others have other shapes.
-        """
+        """What is wrong with an answer, to end a sentence; None if nothing."""
         if not isinstance(latents, Latents) or not hasattr(latents.tokens, "is_floating_point"):
             return f"returned {type(latents).__name__}, expected Latents, a tensor of tokens, or (tokens, indices)"
         tokens, codes, count = latents.tokens, latents.codes, len(clips)
@@ -157,14 +148,9 @@ def build(
     compiled: bool = False,
     trainable: bool = False,
 ) -> LoadedEncoder:
-    """The encoder of a record, with its weights, on its device.
+    """The encoder of a record, with its weights, on its device; a `trainable` one has gradients.
 
-    Args:
-        precision, compiled: as ``--precision`` and ``--compile``.
-        trainable: leave the parameters' gradients on.
-
-    Raises UsageError without a class, or for a
-    class that read weights in place of random ones.
+    Raises UsageError without a class, or for one that draws no random weights.
     """
     if spec.factory is None:
         raise UsageError(f"Model '{spec.name}' has no class: register it with @register_model.")
@@ -252,10 +238,7 @@ def load_model(
 
 
 def as_latents(answer: Any) -> Any:
-    """Latents, from tokens or (tokens, codes) if a class returns these.
-
-    Anything else stays, and is refused later.
-    """
+    """Latents, from tokens or (tokens, codes) if a class returns these; else the answer."""
     import torch
 
     if isinstance(answer, torch.Tensor):
@@ -282,11 +265,9 @@ def identity_of(author: object, context: ModelContext) -> WeightsIdentity:
 
 
 def hash_weights(author: object, context: ModelContext) -> str:
-    """A digest of the tensors, arrays and files that an object holds.
+    """A digest of the tensors, arrays and files that an object holds; empty for nothing.
 
-    Without any tensors, for instance if another
-    library has them, the files of the context's
-    weights are hashed. Empty for nothing.
+    Without any tensors, the files of the context's weights are hashed.
     """
     import numpy as np
     import torch
@@ -320,11 +301,7 @@ def hash_weights(author: object, context: ModelContext) -> str:
 def holdings(
     value: Any, path: tuple[str, ...] = (), seen: set[int] | None = None
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Networks, tensors, arrays and paths that an object holds, by name.
-
-    Attributes and containers are searched,
-    `DEEPEST` levels down, each once.
-    """
+    """Networks, tensors, arrays and paths that an object holds, by name, down to `DEEPEST`."""
     import numpy as np
     import torch
 

@@ -58,9 +58,7 @@ class Preprocess:
     rate: float | None = None
 
     def __post_init__(self) -> None:
-        """Raise UsageError for frames that can't be chosen."""
-        given = self.frames, self.stride, self.rate
-        numbers = [value for value in given if value is not None]
+        numbers = [value for value in (self.frames, self.stride, self.rate) if value is not None]
         if numbers and (self.frames is None or min(numbers) <= 0):
             raise UsageError("In Preprocess, frames, stride and rate are above 0, and the last two need frames.")
 
@@ -116,7 +114,6 @@ class ModelContext:
     settings: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raise UsageError for a revision that leaves the hub's cache."""
         if self.revision is not None and not REVISION.fullmatch(self.revision):
             raise UsageError(f"--revision {self.revision!r}: expected a branch, a tag or a commit.")
 
@@ -209,9 +206,8 @@ MODELS: Registry[ModelSpec] = Registry(
 
 
 def register_model(*specs: ModelSpec) -> Callable[[Factory], Any]:
-    """Class decorator: register records that this class runs.
+    """Class decorator: register records that this class runs, as ``cls(spec, context)``.
 
-    The class is called as ``cls(spec, context)``.
     Raises UsageError for a taken name.
     """
 
@@ -228,11 +224,7 @@ def register_model(*specs: ModelSpec) -> Callable[[Factory], Any]:
 
 @functools.cache
 def builtin_tables() -> dict[str, JsonDict]:
-    """The content of ``records.json``.
-
-    It holds models, their files (see `Layout`),
-    renamed keys and fields, and backbones.
-    """
+    """``records.json``: models, their files (`Layout`), renamed keys and fields, backbones."""
     file = Path(__file__).with_name("records.json")
     tables: dict[str, JsonDict] = json.loads(file.read_text(encoding="utf-8"))
     return tables
@@ -282,7 +274,7 @@ def locate_weights(spec: ModelSpec, values: Mapping[str, str], override: str | N
 
     It is that of ``--weights``, the record's variable, its folder
     under MODEL_DIR, its Python package, or its hub id, in this order.
-    ``random`` is no path. Raises UsageError where nothing is there.
+    Raises UsageError where nothing is there.
     """
     weights = spec.weights
     if weights is None:

@@ -7,6 +7,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -70,8 +71,7 @@ def first_names(keys: Iterable[str]) -> str:
 def read_tensors(files: Sequence[Path], layout: Layout) -> Tensors:
     """The tensors of files by their key, float32 where they are floating.
 
-    Raises LaryError for a damaged file, code, anything but tensors by name, or
-    one key twice.
+    Raises LaryError for a damaged file, code, other content, or one key twice.
     """
     import torch
 
@@ -86,15 +86,13 @@ def read_tensors(files: Sequence[Path], layout: Layout) -> Tensors:
             if name in tensors:
                 raise LaryError(f"The weights {file} hold {name} twice, in two files or within and without a wrapper.")
             if not name.startswith(layout.unused):
-                # Copies what is used of a mapped file, so
-                # that the training state in it is never read.
+                # Copied from a mapped file, whose training state is never read.
                 kind = torch.float32 if value.is_floating_point() else value.dtype
                 tensors[name] = value.to(kind, copy=pickled)
     return tensors
 
 
 def _section(content: Any, file: Path, sections: tuple[str, ...]) -> Mapping[Any, Tensor]:
-    """The part of an unpickled file that holds the tensors."""
     import torch
 
     found, there = content, f"a {type(content).__name__}"
@@ -102,6 +100,9 @@ def _section(content: Any, file: Path, sections: tuple[str, ...]) -> Mapping[Any
         found = next((content[name] for name in sections if isinstance(content.get(name), Mapping)), content)
         there = f"entries {first_names(map(str, content))}"
     if isinstance(found, Mapping) and found and all(isinstance(value, torch.Tensor) for value in found.values()):
+        total, size = sum(value.numel() * value.element_size() for value in found.values()), file.stat().st_size
+        if total > SHARED * size:  # few bytes spread over giant shapes: a copy would fill the memory
+            raise _unreadable(file, "plain tensors", f"its tensors announce {total} bytes and it has {size}")
         return found
     places = " or ".join(["at the top", *(f"under '{name}'" for name in sections)])
     raise LaryError(f"The weights {file} hold no tensors by name {places}, only {there}. Is it the right file?")
@@ -138,7 +139,6 @@ def _unpickle(file: Path) -> Any:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # read, or refused below
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=packed)
-        _check_sizes(content, file.stat().st_size)
         return content
     except Exception as error:  # hostile or broken files may raise anything
         if others := _names_besides_tensors(file):
@@ -156,15 +156,11 @@ def _names_besides_tensors(file: Path) -> list[str]:
     from torch.serialization import get_unsafe_globals_in_checkpoint
 
     names: set[str] = set()
-    try:
+    with suppress(Exception):  # not a file of torch.save, or cut off
         return sorted(map(str, get_unsafe_globals_in_checkpoint(file)))
-    except Exception:  # not a file of torch.save, or cut off
-        with file.open("rb") as stream:
-            for _ in range(4):  # torch's older files begin with three pickles about themselves
-                try:
-                    names |= _names_of_next(stream)
-                except Exception:  # cut off, or no pickle
-                    break
+    with file.open("rb") as stream, suppress(Exception):  # cut off, or no pickle
+        for _ in range(4):  # torch's older files begin with three pickles about themselves
+            names |= _names_of_next(stream)
     return sorted(name for name in names if not name.startswith(("torch.", "collections.OrderedDict")))
 
 
@@ -182,10 +178,7 @@ def _names_of_next(stream: BinaryIO) -> set[str]:
 
 
 def _check_stored(file: Path) -> None:
-    """Refuse a zip that torch did not write. Raises ValueError.
-
-    Torch packs nothing, so no entry unpacks to more than the file has.
-    """
+    """Raise ValueError for a zip that torch, which packs nothing, did not write."""
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
@@ -194,36 +187,15 @@ def _check_stored(file: Path) -> None:
         raise ValueError("its entries announce more bytes than it has")
 
 
-def _check_sizes(content: Any, size: int) -> None:
-    """Raise ValueError for tensors that spread few bytes over a giant shape.
-
-    Their first copy would fill the memory. Shared ones count
-    every time; checkpoints share a few embeddings at most.
-    """
-    import torch
-
-    total, waiting, seen = 0, [content], set()
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, torch.Tensor):
-            total += item.numel() * item.element_size()
-        elif isinstance(item, Mapping | list | tuple) and id(item) not in seen:
-            seen.add(id(item))
-            waiting += item.values() if isinstance(item, Mapping) else item
-    if total > SHARED * size:
-        raise ValueError(f"its tensors announce {total} bytes and it has {size}")
-
-
 def split_off(tensors: Tensors, prefix: str) -> Tensors:
     """Take out the tensors under `prefix`, by the rest of their key."""
     return {key[len(prefix) :]: tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
 
 
 def rename(key: str, table: str) -> str:
-    """A key's name in the library, by a table of ``records.json``.
+    """A key's name in the library, by a table of prefixes, in which a star is a number.
 
-    The table maps prefixes of keys, in which a star is a
-    number. Other keys are marked, fit nothing and are reported.
+    Other keys are marked, fit nothing and are reported.
     """
     for source, target in builtin_tables()["keys"][table].items():
         pattern = re.escape(source).replace(r"\*", r"(\d+)")
@@ -235,11 +207,7 @@ def rename(key: str, table: str) -> str:
 
 
 def rename_keys(tensors: Tensors, table: str) -> Tensors:
-    """The same tensors under the library's names.
-
-    A key with the part ``qkv`` has the rows of query, key
-    and value, in this order, for three keys of the library.
-    """
+    """The same tensors under the library's names, rows of ``qkv`` under three."""
     out: Tensors = {}
     for key, value in tensors.items():
         parts = {key: value}

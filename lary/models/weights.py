@@ -53,11 +53,7 @@ class Checkpoint:
 
 
 def random_weights(seed: int, configuration: str = "") -> Checkpoint:
-    """Weights that are drawn from the seed.
-
-    `configuration` is the network's,
-    if the record doesn't hold it.
-    """
+    """Weights that are drawn from the seed; `configuration` is one that the record lacks."""
     name = f"random weights, seed {seed}" + (f", configuration {digest(configuration)}" if configuration else "")
     return Checkpoint((Path(RANDOM),), None, WeightsIdentity(name, random=True), seed)
 
@@ -65,9 +61,7 @@ def random_weights(seed: int, configuration: str = "") -> Checkpoint:
 def find_weights(spec: ModelSpec, context: ModelContext, layout: Layout = TRANSFORMERS) -> Checkpoint:
     """The checkpoint that ``context.weights`` names.
 
-    It is a file, a folder, a hub repository, or random
-    weights. Raises UsageError where none is given, the hub
-    refuses it or can't be reached, or no known file is there.
+    Raises UsageError where none is given, the hub refuses it, or no known file is there.
     """
     location = context.weights
     if location == RANDOM:
@@ -111,7 +105,6 @@ def read_config(folder: Path) -> JsonDict:
 
 
 def _files_at(spec: ModelSpec, path: Path, layout: Layout) -> tuple[Path, ...]:
-    """The weight files in a folder, or the named one. Raises UsageError, LaryError."""
     if layout.files:
         if not path.is_dir():
             return (path,)
@@ -131,9 +124,8 @@ def _files_at(spec: ModelSpec, path: Path, layout: Layout) -> tuple[Path, ...]:
 def weight_files(folder: Path) -> tuple[Path, ...]:
     """The weight files of a folder of transformers.
 
-    Safetensors come before pickled files, single files before
-    shards. Raises UsageError for none, or several without an
-    index, LaryError for an index that names none or missing files.
+    Safetensors come before pickled files, single files before shards. Raises
+    UsageError for none, or several without an index, LaryError for a wrong index.
     """
     for suffix, single in ((".safetensors", "model"), (".bin", "pytorch_model")):
         if (file := folder / f"{single}{suffix}").is_file():
@@ -202,7 +194,6 @@ def hub_folder(repository: str, revision: str | None, layout: Layout) -> Path:
 
 
 def _is_complete(folder: Path, layout: Layout) -> bool:
-    """Whether an earlier download has all that is needed."""
     if layout.files:
         return any((folder / name).is_file() for name in layout.files)
     try:
@@ -211,15 +202,10 @@ def _is_complete(folder: Path, layout: Layout) -> bool:
         return False
 
 
-def fetch_file(
-    repository: str,
-    names: tuple[str, ...],
-    revision: str | None = None,
-) -> Path | None:
-    """The folder of the first of some files of a repository.
+def fetch_file(repository: str, names: tuple[str, ...], revision: str | None = None) -> Path | None:
+    """The folder of the first of some files of a repository; None where it lacks them, or is denied.
 
-    It is from the hub or its cache; None where it lacks them, or
-    is denied. Raises UsageError if neither hub nor cache answers.
+    Raises UsageError if neither hub nor cache answers.
     """
     try:
         return hub_folder(repository, revision, Layout(files=names))
@@ -242,7 +228,6 @@ def _wanted(names: Sequence[str], layout: Layout) -> list[str]:
 
 
 def _refusal(error: Exception, repository: str, revision: str | None) -> str:
-    """Why files can't be had, as the rest of a sentence."""
     from huggingface_hub import errors
 
     reasons: dict[type[Exception], str] = {

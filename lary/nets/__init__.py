@@ -1,7 +1,6 @@
 """Networks that no library provides, and the sizes of the LAQ family's codes.
 
-This module itself imports no torch, because the records of models need the
-sizes.
+This module imports no torch: the records of models need the sizes.
 """
 
 from collections.abc import Mapping
@@ -48,16 +47,11 @@ def quantizer_parameters(sizes: Mapping[str, Any]) -> int:
 
 
 MOST_SEQUENCES = 65_535
-"""Most sequences that one attention kernel takes:
-CUDA's limit for the second axis of a grid of blocks.
-"""
+"""CUDA's limit for the second axis of a grid of blocks."""
 
 
 def sliced_attention(q: Any, k: Any, v: Any, **options: Any) -> Any:
-    """Attention of tensors (B, heads, N, D), in slices.
-
-    A slice has as many sequences as kernels take.
-    """
+    """Attention of tensors (B, heads, N, D), in slices that a kernel takes."""
     from torch import cat
     from torch.nn.functional import scaled_dot_product_attention
 

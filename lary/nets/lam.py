@@ -152,7 +152,7 @@ class LaqTransformer(nn.Module):
 
     def __init__(self, dim: int, depth: int, heads: int, dim_head: int, learned: int | None = None) -> None:
         super().__init__()
-        self.layers = nn.ModuleList()
+        self.layers: Any = nn.ModuleList()
         for _ in range(depth):
             layer: dict[str, nn.Module] = {"0": PlaceConvolution(dim), "1": CosineAttention(dim, heads, dim_head)}
             if learned is not None:  # the decoder, which attends to the action
@@ -168,19 +168,19 @@ class LaqTransformer(nn.Module):
         The layers of a decoder attend to `context` (S, M, D), too.
         """
         for layer in self.layers:
-            x = layer["0"](x, grid) + x  # type: ignore[index]
-            x = layer["1"](x, bias) + x  # type: ignore[index]
+            x = layer["0"](x, grid) + x
+            x = layer["1"](x, bias) + x
             if context is not None:
-                x = layer["2"](x, context=context) + x  # type: ignore[index]
-            x = layer["3"](x) + x  # type: ignore[index]
+                x = layer["2"](x, context=context) + x
+            x = layer["3"](x) + x
         return self.norm_out(x)
 
 
 class DifferenceQuantizer(nn.Module):
     """Codes of what changed between two frames.
 
-    `dim` and `quant_dim` are D and Q, of tokens and rows; `code_seq_len` is the key in
-    `CODE_STACKS` of the convolutions that shrink the grid, else a ValueError.
+    `dim` and `quant_dim` are D and Q, of tokens and rows. Raises ValueError for a
+    `code_seq_len` that `CODE_STACKS` lacks.
     """
 
     def __init__(self, dim: int, quant_dim: int, codebook_size: int, grid: int, code_seq_len: int) -> None:
@@ -218,8 +218,7 @@ class DifferenceQuantizer(nn.Module):
     def with_noise(self, latent: Tensor, codes: Tensor, draw: Tensor) -> Tensor:
         """Move a latent by its quantization error in the direction of `draw`.
 
-        All are (B, N, Q), `draw` is standard-normal. The published code does
-        so in evaluation, too.
+        All are (B, N, Q), `draw` is standard-normal. As published, also in evaluation.
         """
         error = (latent - self.quantized(codes)).norm(dim=-1, keepdim=True)
         # As published, 1e-12 is added to the ratio, not its divisor.
@@ -258,15 +257,12 @@ class PatchTokens(nn.Module):
 
     def __init__(self, backbone: nn.Module, leading: int, grid: int) -> None:
         super().__init__()
-        self.backbone = backbone
-        self.leading = leading
-        self.grid = grid
+        self.backbone, self.leading, self.grid = backbone, leading, grid
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H', W') to tokens (B, H, W, D)."""
-        output: Any = self.backbone(pixel_values=images)
-        tokens: Tensor = output.last_hidden_state[:, self.leading :]
-        return tokens.unflatten(1, (self.grid, -1))
+        tokens: Tensor = self.backbone(pixel_values=images).last_hidden_state
+        return tokens[:, self.leading :].unflatten(1, (self.grid, -1))
 
 
 class LatentActionModel(nn.Module):
@@ -327,8 +323,7 @@ class ResidualBlock(nn.Module):
         self.norm2 = nn.GroupNorm(GROUPS, wide, eps=1e-6)
         self.conv1 = nn.Conv2d(narrow, wide, 3, padding=1, bias=False)
         self.conv2 = nn.Conv2d(wide, wide, 3, padding=1, bias=False)
-        same = narrow == wide
-        self.nin_shortcut = nn.Identity() if same else nn.Conv2d(narrow, wide, 1, bias=False)
+        self.nin_shortcut = nn.Identity() if narrow == wide else nn.Conv2d(narrow, wide, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.conv1(F.silu(self.norm1(x)))

@@ -133,9 +133,8 @@ class SpaceTimeTransformer(nn.Module):
 class UniVLANetwork(nn.Module):
     """Latent actions between two frames, from the patch features of both.
 
-    Arguments are fields of the published configuration. `others` are ignored:
-    they describe the pixels, which the backbone takes, and the decoder of
-    training.
+    Arguments are fields of the published configuration. `others`, of the
+    backbone and the decoder of training, are ignored.
     """
 
     def __init__(
@@ -262,17 +261,18 @@ class VillaBlock(nn.Module):
 
 
 class QueryAttention(nn.Module):
-    """Queries (B, M, D) attend to tokens (B, N, D), without an output projection."""
+    """Queries (B, M, D) attend to tokens (B, N, D); the output is projected on request."""
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, projects: bool = False) -> None:
         super().__init__()
         self.heads = heads
         self.q = nn.Linear(dim, dim)
         self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim) if projects else nn.Identity()
 
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
         q, k, v = self._heads(queries, tokens)
-        return attend_heads(q, k, v)
+        return self.proj(attend_heads(q, k, v))
 
     def weights(self, queries: Tensor, tokens: Tensor) -> Tensor:
         """Softmax weights (B, heads, M, N) of the queries on the tokens."""
@@ -281,17 +281,6 @@ class QueryAttention(nn.Module):
 
     def _heads(self, queries: Tensor, tokens: Tensor) -> list[Tensor]:
         return [split_heads(part, self.heads) for part in (self.q(queries), *self.kv(tokens).chunk(2, dim=-1))]
-
-
-class CrossAttention(QueryAttention):
-    """`QueryAttention` with an output projection."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__(dim, heads)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
-        return self.proj(super().forward(queries, tokens))
 
 
 class AttentionPool(nn.Module):
@@ -303,7 +292,7 @@ class AttentionPool(nn.Module):
         self.latents = nn.Parameter(torch.zeros(config.num_learned_tokens, dim))
         self.pre_projection = nn.Linear(dim, dim)
         self.attn_norm = VillaRMSNorm(dim)
-        self.attn = CrossAttention(dim, config.map_heads)
+        self.attn = QueryAttention(dim, config.map_heads, projects=True)
         self.mlp_norm = VillaRMSNorm(dim)
         gated = OrderedDict(project=nn.Linear(dim, 2 * hidden), gate=Gated(nn.SiLU()))
         self.mlp = nn.Sequential(nn.Sequential(gated), nn.Linear(hidden, dim))
@@ -362,9 +351,8 @@ class VillaNetwork(nn.Module):
     def latents(self, clips: Tensor) -> Tensor:
         """Clips (B, T, 3, H, W) to latents (B, T - 1, learned tokens, D).
 
-        The latents are continuous. Clips are normalised, T is at least 2.
-        Above `d_t` frames, windows slide by one frame: the first gives all its
-        transitions, every later one only its last.
+        Clips are normalised, T is at least 2. Above `d_t` frames, windows slide by
+        one frame: the first gives all its transitions, a later one its last.
         """
         patches = self.encoder.patches(clips)
         count = patches.shape[1] - self.window + 1

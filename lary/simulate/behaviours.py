@@ -1,10 +1,8 @@
 """The verbs: what the arm does, and what happens to the objects.
 
-Every behaviour draws its own situation (objects, places, directions, pace) and
-returns a `Script`. No physics is simulated: objects follow the tool by the
-geometry of the act, which never fails. Units are metres, radians, and shares
-of the episode's time. The order of the draws decides the bytes of the data
-set.
+Every behaviour draws its own situation and returns a `Script`. No physics is
+simulated: objects follow the tool by the geometry of the act. Units are metres,
+radians, and shares of time. The order of the draws decides the data set's bytes.
 """
 
 from __future__ import annotations
@@ -48,12 +46,10 @@ class Script:
     motions: dict[str, Motion] = field(default_factory=dict)
 
     def put(self, thing: Thing, pose: Pose) -> Script:
-        """Add a thing that stands still."""
         self.placed.append(Placed(thing, pose))
         return self
 
     def move(self, thing: Thing, motion: Motion) -> Script:
-        """Add a thing that moves."""
         self.placed.append(Placed(thing, motion(0.0), moves=True))
         self.motions[thing.name] = motion
         return self
@@ -68,7 +64,6 @@ class Stage:
     side: float
 
     def uniform(self, low: float, high: float) -> float:
-        """Draw a number between `low` and `high`."""
         return float(self.rng.uniform(low, high))
 
 
@@ -290,7 +285,6 @@ def _poured(mug_motion: Motion, mouth: Doubles, released: float, landing: Double
 
 
 def _hinged(stage: Stage, opening: bool) -> Script:
-    """The lid of a chest is lifted by its knob, or let down."""
     x, z = CHEST["x"], CHEST["z"]
     base, front, hand = _furniture(stage)
     base = base - np.array([0.08, 0.0, 0.0])
@@ -326,7 +320,6 @@ def _hinged(stage: Stage, opening: bool) -> Script:
 
 
 def _sliding(stage: Stage, opening: bool) -> Script:
-    """A drawer is drawn out by its handle, or shut."""
     base, front, hand = _furniture(stage)
     out, way = front[:, 0], stage.uniform(0.11, 0.14)
     handle = base + front @ np.array([CABINET["x"] + HANDLE, 0.0, CABINET["z"] + 0.012])
@@ -344,10 +337,7 @@ def _sliding(stage: Stage, opening: bool) -> Script:
 
 
 def _furniture(stage: Stage) -> tuple[Doubles, Doubles, Doubles]:
-    """Draw place and rotation of furniture, and the rotation of a hand at it.
-
-    The front faces the robot and the side of the camera.
-    """
+    """Draw place and rotation of furniture, facing robot and camera, and a hand's rotation."""
     angle = stage.uniform(0.5, 1.1)
     yaw = math.atan2(stage.side * math.sin(angle), -math.cos(angle))
     front = turn(UP, yaw)

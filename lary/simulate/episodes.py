@@ -1,8 +1,7 @@
 """Episodes and clips: planned, staged, solved, drawn and written.
 
-Everything follows from the plan, which is made before the first ray is cast:
-each episode draws from a generator of its own, so that neither the number of
-processes nor an interruption changes a byte.
+Each episode draws from a generator of its own, which the plan made before seeds:
+neither the number of processes nor an interruption changes a byte.
 """
 
 import io
@@ -45,9 +44,7 @@ FINGER_PLAY = 0.006
 """Metres from the middle of a finger to its inner face, half its thickness."""
 ENCODER = "libx264"
 X264 = {"crf": "18", "preset": "veryfast", "x264-params": "cpu-independent=1"}
-"""Options of the encoder; without the last one the bytes depend on the
-processor, and with AVX-512 two encodings of the same frames may differ.
-"""
+"""Without the last option the bytes depend on the processor, and with AVX-512 on chance."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,6 @@ class Recording:
         frames: number T of frames, drawn or not.
         pairs: number of image pairs; 0 for a clip.
         first: number of its first frame in the split.
-        unseen: whether objects and colours are new.
     """
 
     key: tuple[int, ...]
@@ -76,7 +72,6 @@ class Recording:
 
     @property
     def table(self) -> str:
-        """The name of the table that lists it, without ``.csv``."""
         return (PAIRS if self.pairs else CLIPS) + self.split
 
     @property
@@ -86,7 +81,7 @@ class Recording:
 
     @property
     def wanted(self) -> list[int]:
-        """The frames that are drawn, counted from the start of the episode."""
+        """The frames that are drawn, from 0."""
         return list(range(0, self.frames, STRIDE if self.pairs else 1))
 
     def image(self, frame: int) -> str:
@@ -101,7 +96,6 @@ class Recording:
 
     @property
     def actions(self) -> list[str]:
-        """Its files of actions, under DATA_DIR."""
         return [f"{self.folder}/{self.action(frame)}" for frame in self.wanted[:-1]]
 
     @property
@@ -114,7 +108,6 @@ class Recording:
 
     @property
     def rows(self) -> list[dict[str, str]]:
-        """Its rows in the table of its split, by column."""
         if not self.pairs:
             row = {"dataset": "SimArm", "robot_type": self.robot, "video_path": f"SimArm/{self.name}"}
             return [{**row, "action": self.verb, "sample_indices": ",".join(map(str, sampled(self.frames)))}]
@@ -218,9 +211,7 @@ def stage(recording: Recording) -> tuple[Script, scenes.Scene, scenes.View, scen
     """Draw situations for a recording until the arm can follow the script.
 
     Returns the script in its scene, with joints (T, 7) and tool poses (T, 6).
-
-    Raises:
-        LaryError: none is in reach, which only a changed behaviour can cause.
+    Raises LaryError where none is in reach, by a changed behaviour.
     """
     arm, room = scenes.ARMS[recording.robot], scenes.ROOMS[recording.room]
     kinds = shapes.UNSEEN_THINGS if recording.unseen else shapes.TRAIN_THINGS
@@ -245,12 +236,12 @@ def stage(recording: Recording) -> tuple[Script, scenes.Scene, scenes.View, scen
 
 
 def play(recording: Recording, size: int) -> tuple[list[Pixels], Floats]:
-    """Stage a recording; returns frames that it wants, states (T, 15) of all.
+    """Stage a recording; returns frames that it wants, states (T, 15) float32 of all.
 
     A state is: tool position x y z (metres) and roll pitch yaw (radians) in
     the robot's base frame, the gripper's opening (metres), the seven joints
     (radians; the first of ``badger`` is its rail, in metres), and the
-    gripper's command (-1 closed, 1 open), float32. Raises LaryError.
+    gripper's command (-1 closed, 1 open). Raises LaryError.
     """
     import mujoco
 
@@ -272,10 +263,7 @@ def play(recording: Recording, size: int) -> tuple[list[Pixels], Floats]:
 
 
 def perform(recording: Recording, data_dir: Path, size: int) -> None:
-    """Play a recording and write its files.
-
-    The action (7,) at frame t is pose and command of the state at t + 1.
-    """
+    """Play a recording and write its files; action (7,) t is pose and command of state t + 1."""
     cv2.setNumThreads(1)
     root = data_dir / recording.folder
     images, states = play(recording, size)
@@ -291,13 +279,7 @@ def perform(recording: Recording, data_dir: Path, size: int) -> None:
 
 
 def encode_video(frames: list[Pixels]) -> bytes:
-    """RGB frames (H, W, 3) as H.264 in MP4.
-
-    One thread encodes, so that the bytes depend on the frames alone.
-
-    Raises:
-        LaryError: this PyAV has no encoder libx264.
-    """
+    """RGB frames (H, W, 3) as H.264 in MP4. Raises LaryError where PyAV has no encoder."""
     import av
 
     if ENCODER not in av.codecs_available:

@@ -32,11 +32,10 @@ STATS = "regression/simarm/simarm_stats.json"
 
 
 def simulate(out: Path, config: SimulateConfig) -> dict[str, int]:
-    """Make the data set; returns the number of rows of each table.
+    """Make the data set in `out`, a ``LARY_ROOT``; returns the number of rows of each table.
 
-    An episode whose files are all there is not made again. `out` becomes
-    ``LARY_ROOT``. Raises UsageError without MuJoCo, for wrong numbers or
-    another simulation in the folder, LaryError where writing fails.
+    An episode whose files are all there is kept. Raises UsageError without MuJoCo, for
+    wrong numbers or another simulation in the folder, LaryError where writing fails.
     """
     check_numbers(config)
     if importlib.util.find_spec("mujoco") is None:
@@ -71,7 +70,6 @@ def simulate(out: Path, config: SimulateConfig) -> dict[str, int]:
 
 
 def check_numbers(config: SimulateConfig) -> None:
-    """Raise UsageError for options without a usable data set."""
     if config.pairs < FEWEST or config.clips < FEWEST:
         raise UsageError(
             f"A simulation needs at least {FEWEST} pairs and {FEWEST} clips, not {config.pairs} and {config.clips}."
@@ -83,10 +81,7 @@ def check_numbers(config: SimulateConfig) -> None:
 
 
 def claim_folder(out: Path, record: JsonDict, *, overwrite: bool) -> None:
-    """Check that the folder may be filled, and record what with.
-
-    Raises UsageError for another simulation, or files without a record.
-    """
+    """Record what fills the folder. Raises UsageError for another simulation, or none, in it."""
     data_dir = out / "data"
     found = next((path for path in (out / RECORD, out / UNFINISHED) if path.is_file()), None)
     if found is not None and read_json(found, "record of a simulation") == record:
@@ -118,7 +113,7 @@ def robot_stats(recordings: Sequence[Recording], data_dir: Path) -> dict[str, Js
 
 
 def perform_all(recordings: Sequence[Recording], data_dir: Path, config: SimulateConfig) -> Iterator[None]:
-    """Perform recordings here or in processes; yields once for each that is done."""
+    """Perform recordings, here or in processes; yields after each."""
     if config.processes == 1 or len(recordings) < 2:
         for recording in recordings:
             perform(recording, data_dir, config.size)

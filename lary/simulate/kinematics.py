@@ -51,7 +51,7 @@ def to_rpy(rotation: Doubles) -> Doubles:
 
 
 def rotation_vector(rotation: Doubles) -> Doubles:
-    """Axis times angle (3,) of a rotation by less than pi; by pi it is zero."""
+    """Axis times angle (3,) of a rotation by less than pi; zero by pi."""
     skew = rotation - rotation.T
     vector = 0.5 * np.array([skew[2, 1], skew[0, 2], skew[1, 0]])
     sine, cosine = float(np.linalg.norm(vector)), 0.5 * (float(np.trace(rotation)) - 1)
@@ -171,7 +171,6 @@ class Path:
         return len(self._phases)
 
     def time(self, mark: int) -> float:
-        """The time at which a mark was reached."""
         return self._ends[mark] / self._ends[-1]
 
     def _add(self, share: float, phase: Phase) -> None:
@@ -193,7 +192,6 @@ class Path:
         self._add(share, phase)
 
     def shift(self, way: Doubles, share: float) -> None:
-        """Add a straight line along the vector `way` (3,)."""
         self.move(self.state.position + way, share)
 
     def swing(self, centre: Doubles, axis: Doubles, angle: float, share: float, hand: float = 1.0) -> None:
@@ -212,7 +210,6 @@ class Path:
         self._add(share, lambda s: replace(begin, width=begin.width + s * way, command=command))
 
     def wait(self, share: float) -> None:
-        """Add a phase in which nothing moves."""
         begin = self.state
         self._add(share, lambda _: begin)
 

@@ -2,9 +2,8 @@
 
 Ray casting needs no graphics library, which slim machines lack. What stands
 still is drawn once per episode; a frame casts rays only where a moving thing
-or its shadow can be seen. Pixels on outlines and sharp patterns get several
-rays. M is a number of rays, H = W the size of a frame; linear light 1 is
-white.
+or its shadow can be seen, several on outlines and sharp patterns. M is a number
+of rays, H = W the size of a frame; linear light 1 is white.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ class Hits:
 
 
 def dot(first: Doubles, second: Doubles) -> Doubles:
-    """Products of rows (M, 3) and (M, 3) -> (M,), faster than a sum over an axis."""
+    """Products of rows (M, 3) -> (M,), faster than a sum over an axis."""
     return np.asarray(np.einsum("ij,ij->i", first, second))
 
 
@@ -124,10 +123,7 @@ class Renderer:
         return Hits(origin, rays, geom, distance, normal)
 
     def lit(self, hits: Hits, *groups: int) -> Mask:
-        """Which surfaces (M,) the lamp reaches.
-
-        Rays start at the lamp, since one call of MuJoCo has one origin.
-        """
+        """Which surfaces (M,) the lamp, the origin of all rays, reaches."""
         rays, distance = self._from_lamp(hits)
         found = self.cast(self.lamp.position, rays / distance[:, None], *groups)
         return self._passes(found, distance)

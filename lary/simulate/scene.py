@@ -104,7 +104,7 @@ class Scene:
     movers: Mapping[str, int]
 
     def place(self, name: str, position: Doubles, rotation: Doubles) -> None:
-        """Put a moving thing somewhere; takes effect with the next `mj_kinematics`."""
+        """Put a moving thing somewhere, by the next `mj_kinematics`."""
         number = self.movers[name]
         self.data.mocap_pos[number], self.data.mocap_quat[number] = position, quaternion(rotation)
 
@@ -114,7 +114,7 @@ def _numbers(values: Sequence[float] | Doubles) -> str:
 
 
 def build_scene(arm: Arm, palette: Mapping[str, Material], room: Room, placed: Sequence[Placed]) -> Scene:
-    """Compile a scene without contacts, since scripts say where things are."""
+    """Compile a scene, without contacts: scripts say where things are."""
     import mujoco
 
     materials: dict[str, Material] = {}

@@ -74,18 +74,15 @@ SIZE = re.compile(r"(?:(-?[\d.]+)\*)?([a-z])([+-][\d.]+)?")
 
 
 def draw(rng: np.random.Generator, options: Sequence[Option]) -> Option:
-    """Draw one of some options."""
     return options[int(rng.integers(len(options)))]
 
 
 def wood(rng: np.random.Generator) -> Material:
-    """Draw the wood of furniture."""
     first, second = draw(rng, SCENERY["colours"]["wood"])
     return Material(first, second, "wood", 0.03, 0.15)
 
 
 def metal(rng: np.random.Generator) -> Material:
-    """Draw the metal of knobs and handles."""
     return Material(draw(rng, SCENERY["colours"]["metal"]), gloss=0.7)
 
 
@@ -126,7 +123,6 @@ def make_thing(kind: str, rng: np.random.Generator, name: str = "target") -> Thi
 
 
 def crumb(name: str, rng: np.random.Generator) -> Thing:
-    """Draw one of the small pieces that are swept."""
     colour = draw(rng, TRAIN_COLOURS)
     half = float(rng.uniform(0.011, 0.016))
     return build_thing("round crumb" if rng.random() < 0.5 else "square crumb", name, half, colour=colour)
@@ -203,9 +199,8 @@ PATTERNS: dict[str, Pattern] = {
     "bricks": _bricks,
     "dots": _dots,
 }
-"""Pattern by name: points (M, 3), periods (M,) -> share (M,) of the 2nd
-colour.
+"""Pattern by name: points (M, 3), periods (M,) -> share (M,) of the 2nd colour.
 
-Points and periods are in metres, but the period of ``sectors`` is their
-number; that of ``bands`` the half height of a primitive with a belt.
+Both are in metres, but the period of ``sectors`` is their number; that of
+``bands`` the half height of a primitive with a belt.
 """

@@ -44,7 +44,7 @@ def test_indices_that_need_no_decoding(tmp_path: Path) -> None:
     """Uniform indices are compared with tests/parity."""
     encode(tmp_path / "a.mkv", "libx264", {"bf": "0"}, count=12, varied=True)
     sampled = sample_video(tmp_path / "a.mkv")
-    assert sampled == ((0, 1, 2, 4, 5, 6, 8, 9, 10), None), "announces more frames than it holds"
+    assert sampled == (0, 1, 2, 4, 5, 6, 8, 9, 10), "announces more frames than it holds"
 
 
 @pytest.mark.parametrize(("suffix", "codec"), [("webm", "libvpx-vp9"), ("mkv", "libx264"), ("mpg", "mpeg2video")])
@@ -53,7 +53,7 @@ def test_uniform_indices_end_with_the_clip_whatever_is_announced(tmp_path: Path,
     path = tmp_path / f"a.{suffix}"
     encode(path, codec, {"bf": "2"} if suffix == "mpg" else {}, count=40, varied=suffix != "mpg")
     assert count_frames(path) == 40
-    assert sample_video(path, method="uniform").indices == (0, 4, 8, 13, 17, 22, 26, 31, 35)
+    assert sample_video(path, method="uniform") == (0, 4, 8, 13, 17, 22, 26, 31, 35)
 
 
 def test_indices_are_kept_by_content(tmp_path: Path) -> None:
