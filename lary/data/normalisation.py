@@ -167,7 +167,7 @@ class Targets(NamedTuple):
 def load_targets(
     table: SampleTable, normaliser: Normaliser, mode: ActionMode = "absolute", frame: Frame = "world"
 ) -> Targets:
-    """Read and normalise the actions of a split. Raises LaryError for an unknown robot type."""
+    """Read and normalise the actions of a split. Raises LaryError for unknown robots."""
     space, robots = table.spec.actions, table.embodiments
     shape = (len(table), 1 if mode == "relative" else space.horizon, len(space.dims))
     mean, std = np.empty((2, *shape[::2]), np.float32)
@@ -192,7 +192,7 @@ def load_targets(
 
 
 def write_statistics(config: StatsConfig, settings: Settings) -> tuple[Path, JsonDict]:
-    """Measure the actions of a training split: the file and its content; see `measure_table`."""
+    """Measure the actions of a training split, as `measure_table`."""
     spec = DATASETS.get(config.dataset)
     table = find_table(spec, spec.train, settings.path("LARY_ROOT"), explicit=config.csv)
     return measure_table(spec, table, settings.path("DATA_DIR"), config.output, config.workers)
@@ -234,7 +234,7 @@ def measure_table(
 
 
 class TableReport(NamedTuple):
-    """One table: its split, files written now or before, failed rows and their list."""
+    """A table's split, files written now or before, failed rows and their list."""
 
     table: Path
     split: str

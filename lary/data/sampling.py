@@ -89,7 +89,7 @@ def uniform_picks(frames: int, count: int = FRAMES) -> Ints:
 
 
 def stored_indices(picks: Iterable[int], count: int = FRAMES) -> tuple[int, ...]:
-    """The indices as a table holds them: sorted, padded with the last; empty for one frame."""
+    """The indices of a table: sorted, padded with the last; empty for one frame."""
     chosen = sorted({int(pick) for pick in picks})
     if chosen in ([], [0]):
         return ()
@@ -109,7 +109,7 @@ def sample_video(path: Path, count: int = FRAMES, method: Method = "motion") -> 
 
 
 class IndexReport(NamedTuple):
-    """What was written: the table, its rows, and the rows that were left out and why."""
+    """The table that was written, its rows, and those left out."""
 
     out: Path
     rows: int
@@ -117,7 +117,7 @@ class IndexReport(NamedTuple):
 
 
 def write_indices(table: Path, config: IndicesConfig, settings: Settings) -> IndexReport:
-    """Write a table with the indices of its clips; those that fail are left out and named."""
+    """Write a table with the indices of its clips, without those that fail."""
     root = config.root or settings.path("DATA_DIR") / "classification"
     frame = read_frame(table, needed=(VIDEO_COLUMN,))
     config.check_counts("frames", "workers")

@@ -140,7 +140,6 @@ class DatasetSpec:
         samples: number over all splits; None where it isn't published.
         repository: of the published files, owner/name.
         digests: of the samples of `revision` by split, as in a result.
-        citation: BibTeX.
     """
 
     name: str
@@ -205,14 +204,14 @@ class DatasetSpec:
 
     @property
     def labels(self) -> LabelSpace:
-        """The label space. Raises UsageError for a regression data set."""
+        """The label space. Raises UsageError for another target."""
         if not isinstance(self.target, LabelSpace):
             raise UsageError(f"Data set '{self.name}' holds action chunks, not classes: use 'lary regress'.")
         return self.target
 
     @property
     def actions(self) -> ActionSpace:
-        """The action space. Raises UsageError for a classification data set."""
+        """The action space. Raises UsageError for another target."""
         if not isinstance(self.target, ActionSpace):
             raise UsageError(f"Data set '{self.name}' holds classes, not action chunks: use 'lary classify'.")
         return self.target
@@ -261,7 +260,7 @@ def kind_of(spec: DatasetSpec) -> str:
 
 
 def datasets_table() -> str:
-    """The text of ``lary datasets``: one line per data set."""
+    """The text of ``lary datasets``."""
     rows = [("key", "title", "kind", "splits", "size", "commercial", "licence")]
     for spec in DATASETS:
         names = "; ".join(dict.fromkeys(licence.name for licence in spec.licences))
@@ -273,7 +272,7 @@ def datasets_table() -> str:
 
 
 def dataset_text(spec: DatasetSpec) -> str:
-    """The text of ``lary datasets KEY``: one field of the record per line, and its citation."""
+    """The text of ``lary datasets KEY``."""
     facts = dataclasses.asdict(spec)
     citation = facts.pop("citation")
     tables = {name: f"LARY_ROOT/data/{spec.table_name(name)}" for name in (*spec.splits, *spec.drawn)}

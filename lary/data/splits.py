@@ -95,7 +95,7 @@ def validates(group: str, share: float) -> bool:
 
 
 class SplitReport(NamedTuple):
-    """What was written: both tables with their numbers of rows and of groups."""
+    """Both tables, and their numbers of rows and of groups."""
 
     train: Path
     val: Path

@@ -194,7 +194,7 @@ class SampleTable:
 
     @cached_property
     def sources(self) -> list[str]:
-        """The episode or video of every sample, n names, empty where nothing names it."""
+        """The episode or video of every sample, empty where nothing names it."""
         if self.spec.group_column is not None:
             return [cell.strip() for cell in self.frame[self.spec.group_column]]
         return [matched(self.spec.group_pattern, self.shown(at, self._media[0])) for at in range(len(self))]
@@ -232,7 +232,7 @@ class SampleTable:
 
     @cached_property
     def rows(self) -> list[int]:
-        """The rows in the file, from 0, of all samples."""
+        """The rows in the file, from 0."""
         return self.frame.index.tolist()
 
     @cached_property
@@ -248,7 +248,7 @@ class SampleTable:
 
     @cached_property
     def embodiments(self) -> tuple[str, ...]:
-        """The robot type of every sample; empty where nothing names it."""
+        """The robot type of every sample, or empty."""
         rule, names = self.spec.unnamed_robot, self.robots()
         for position, name in enumerate(names):
             if rule and not name and evaluate(rule[0], self.shown(position, self._media[0])):
@@ -283,7 +283,7 @@ def needed_columns(spec: DatasetSpec) -> tuple[str, ...]:
 
 
 def check_cells(spec: DatasetSpec, path: Path, columns: Mapping[str, pandas.Series[str]]) -> None:
-    """Validate the cells. Raises UsageError with row and line of the first wrong one."""
+    """Raise UsageError with row and line of the first wrong cell."""
     import pyarrow as pa
     from pyarrow import compute
 
@@ -300,7 +300,7 @@ def check_cells(spec: DatasetSpec, path: Path, columns: Mapping[str, pandas.Seri
 
 
 def ids_of(spec: DatasetSpec, frame: pandas.DataFrame) -> list[str]:
-    """The `Sample.id` of every row, 40 times as fast as one by one."""
+    """The `Sample.id` of every row, 40 times as fast as singly."""
     import pyarrow as pa
     from pyarrow import compute
 

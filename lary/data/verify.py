@@ -77,7 +77,7 @@ class CheckedGroup:
     problems: list[CheckedFile] = field(default_factory=list)
 
     def report(self) -> JsonDict:
-        """The group as plain values; tables are counted only where one is wrong."""
+        """Plain values; tables are counted only where one is wrong."""
         every = [*self.files.values(), *self.problems]
         counts = Counter((item.kind, item.status) for item in every)
         summary, names = {}, ("status", "kind", "refs", "table", "column")
@@ -136,7 +136,7 @@ def verify(config: CheckConfig, settings: Settings) -> VerifyReport:
 
 
 def read_groups(config: CheckConfig, root: Path, data_dir: Path) -> dict[str, CheckedGroup]:
-    """The named groups; by default the published ones and all with a table."""
+    """The named groups, or the published ones and all with a table."""
     wanted, known = {name.lower() for name in config.groups}, list[str]()
     found: dict[str, CheckedGroup] = {}
     claimed = set[Path]()
@@ -278,13 +278,13 @@ def check_files(config: CheckConfig, data_dir: Path, files: Sequence[CheckedFile
 
 
 def digests_text(entries: dict[str, list[Any]]) -> str:
-    """Lines of JSON: the version, then path, SHA-256, size, kind and shape of each file."""
+    """Lines of JSON: the version, then path, SHA-256, size, kind and shape by file."""
     lines = [{"manifest": VERSION}, *([name, *entry] for name, entry in sorted(entries.items()))]
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 def read_digests(path: Path) -> dict[str, list[Any]]:
-    """The entries of a manifest by path; none if there is no file. Raises UsageError."""
+    """The entries of a manifest by path, if it exists. Raises UsageError."""
     if not path.exists():
         return {}
     try:
@@ -377,7 +377,7 @@ def inspect(path: Path, kind: str, shape: list[int] | None, *, whole: bool) -> l
 
 
 def text_report(report: JsonDict) -> str:
-    """The report in the published layout; fields of an issue are separated by tabs."""
+    """The report in the published layout."""
     listed, summary, issues = ["Metadata CSVs", ""], ["Summary", ""], ["Issues", ""]
     issue = "  {status}\t{kind}\trefs={refs}\tcsv={table}\tcolumn={column}\tpath={path}\treason={reason}"
     for name, group in report["groups"].items():

@@ -39,7 +39,7 @@ FIELD = re.compile(r"\{(\w+)(?::(0?\d{1,2}d))?\}")
 
 
 class Feature(BaseModel, extra="allow"):
-    """One column or camera: its kind, its shape, and the names of its values if it has them."""
+    """One column or camera, with any names of its values."""
 
     dtype: str
     shape: tuple[int, ...] = ()
@@ -119,7 +119,7 @@ class LeRobot:
         return [found[index] for index in sorted(found)]
 
     def shows_depth(self, camera: str) -> bool:
-        """Whether a camera shows depth by any part of its key, or by a mark in its features."""
+        """Whether a camera shows depth by its key, or by a mark in its features."""
         details = json.dumps(self.features[camera].model_extra)
         return "depth" in camera.lower() or bool(re.search(r'\bis_depth\w*": "?(true|1\b)', details))
 
@@ -163,7 +163,7 @@ class LeRobot:
         return rows
 
     def values(self, episode: Episode, keys: Sequence[str]) -> Floats:
-        """Numbers of some features side by side, (frames, A). Raises MediaError as `table`."""
+        """Numbers of features side by side, (frames, A). Raises MediaError."""
         rows, parts = self.table(episode, keys), []
         for key in keys:
             feature = self.features[key]

@@ -107,7 +107,7 @@ def save_record(spec: DatasetSpec, plugin: Path) -> None:
 
 
 def load_record(path: Path) -> DatasetSpec:
-    """Read a record. Raises LaryError, naming the first field that is wrong."""
+    """Read a record. Raises LaryError with the first wrong field."""
     spec = parsed(DatasetSpec, read_json(path, "data set record"), f"The data set record {path}")
     try:
         _check_record(spec)

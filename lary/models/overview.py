@@ -55,7 +55,6 @@ def shape_text(shape: tuple[int, ...]) -> str:
 
 
 def models_table(values: Mapping[str, str]) -> str:
-    """Facts and state of all models, one per line."""
     rows: list[tuple[str, ...]] = [("key", "paradigm", "D", "pair", "clip", "params (M)", "weights", "licence")]
     for spec in MODELS:
         here, _ = weights_state(spec, values)
@@ -67,7 +66,6 @@ def models_table(values: Mapping[str, str]) -> str:
 
 
 def model_text(spec: ModelSpec, values: Mapping[str, str]) -> str:
-    """The record of a model, and the missing file or variable, if any."""
     here, state = weights_state(spec, values)
     if here and spec.dim is None:  # a network of hf:
         from lary.models.running import build
@@ -82,7 +80,6 @@ def model_text(spec: ModelSpec, values: Mapping[str, str]) -> str:
 
 
 def facts(spec: ModelSpec) -> list[tuple[str, str]]:
-    """Names and texts of a record's printed fields."""
     frames = spec.preprocess
     resize = f"{frames.size} x {frames.size}"
     if frames.short_side:
@@ -169,7 +166,7 @@ class ModelCheck:
             return replace(latents, tokens=latents.tokens.float().cpu())
 
     def check_media(self, media: Media, frames: int) -> None:
-        """Check shape, range, repetition, last frame, time. Raises LaryError."""
+        """Check shape, range, repetition, last frame, time."""
         seed, strict = self.config.seed, self.config.protocol == "corrected"
         clips = [moving_texture(frames, seed + number) for number in range(BATCH)]
         if self.encoder.spec.preprocess.resize == "native":

@@ -123,8 +123,6 @@ class ModelSpec:
     """One model.
 
     Attributes:
-        name: the key on the command line.
-        paradigm: as in the paper's tables.
         dim: D of the tokens; None if the weights decide.
         preprocess: under ``corrected``; others where ``paper`` differs.
         weights: None for a model that needs none.
@@ -132,7 +130,6 @@ class ModelSpec:
             of nine frames, (P, N, D) or (N, D); others under ``paper``.
         backbone: the encoder of frames that the model's file may lack.
         options: constants for the model class; `options_paper` are laid over.
-        paper_differences: what the ``paper`` protocol changes, if anything.
         notes: known facts and defects, for ``docs/models.md``.
         class_token: whether every step has one, as ``Latents.cls``.
         in_demo: whether ``lary demo`` runs it if its weights are here.
@@ -173,18 +170,16 @@ class ModelSpec:
     factory: Factory | None = None
 
     def preprocessing(self, protocol: BenchmarkProtocol, media: Media = "pair") -> Preprocess:
-        """The preprocessing of a protocol, for image pairs or clips."""
         if protocol == "corrected":
             return self.preprocess
         clip = self.preprocess_paper_clip if media == "clip" else None
         return clip or self.preprocess_paper or self.preprocess
 
     def options_under(self, protocol: BenchmarkProtocol) -> JsonDict:
-        """The options that a protocol asks for."""
         return self.options | (self.options_paper if protocol == "paper" else {})
 
     def shape(self, protocol: BenchmarkProtocol, media: Media) -> tuple[int, ...]:
-        """Tokens of one sample under a protocol; empty if not in the record."""
+        """Tokens of one sample; empty if not in the record."""
         paper: tuple[int, ...] = getattr(self, f"{media}_shape_paper") if protocol == "paper" else ()
         return paper or getattr(self, f"{media}_shape")
 

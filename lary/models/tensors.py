@@ -52,7 +52,6 @@ class Layout:
 
     @property
     def expected(self) -> str:
-        """The files in words, for messages."""
         return " or ".join(self.files) or f"model.safetensors beside {CONFIG}"
 
 

@@ -27,13 +27,9 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint, or random weights.
+    """A checkpoint, or random weights, whose only file is ``random`` and which have a `seed`.
 
-    Attributes:
-        files: the weight files; ``random`` for random ones.
-        config: the library's, if the layout names its kind.
-        identity: names the weights and their configuration.
-        seed: of random weights; None where files are read.
+    `config` is a library's, if the layout names its kind.
     """
 
     files: tuple[Path, ...]
@@ -43,12 +39,10 @@ class Checkpoint:
 
     @property
     def file(self) -> Path:
-        """The first file."""
         return self.files[0]
 
     @property
     def folder(self) -> Path:
-        """The folder of the files; ``random`` for random weights."""
         return self.file if self.seed is not None else self.file.parent
 
 

@@ -39,7 +39,7 @@ class Placed:
 
 @dataclass
 class Script:
-    """An episode before it is drawn: the tool's path, the things, and their motions."""
+    """An episode before it is drawn."""
 
     path: Path
     placed: list[Placed] = field(default_factory=list)
@@ -73,7 +73,7 @@ def spot(stage: Stage, low: float = 0.40, high: float = 0.56, y: float = 0.16) -
 
 
 def some_thing(stage: Stage, rolls: bool = True) -> tuple[Thing, Doubles]:
-    """Draw an object and its rotation; without `rolls` no ball, which fingers hide."""
+    """Draw an object and its rotation; fingers would hide one that `rolls`."""
     while True:
         thing = shapes.make_thing(draw(stage.rng, stage.kinds), stage.rng)
         if rolls or not thing.rolls:
@@ -81,7 +81,7 @@ def some_thing(stage: Stage, rolls: bool = True) -> tuple[Thing, Doubles]:
 
 
 def approach(stage: Stage, away: Doubles, distance: float, width: float = 0.10, command: float = OPEN) -> Path:
-    """A path that starts in the air, empty-handed, `distance` or more beside `away`."""
+    """A path that starts in the air, `distance` or more beside `away`."""
     yaw = stage.uniform(-0.5, 0.5)
     for _ in range(100):
         place = stage.rng.uniform((0.33, -0.28, 0.20), (0.52, 0.28, 0.31))
@@ -104,7 +104,7 @@ def held(stage: Stage, thing: Thing, pose: Pose) -> Path:
 
 
 def carry(path: Path, thing: Thing, rest: Pose, first: int = 0, last: int | None = None) -> Script:
-    """A script in which an object moves with the tool from one mark to another."""
+    """A script of an object that moves with the tool between two marks."""
     end = 1.0 if last is None else path.time(last)
     return Script(path).move(thing, carried(path, rest, path.time(first), end))
 

@@ -71,7 +71,7 @@ def quaternion(rotation: Doubles) -> Doubles:
 
 @dataclass(frozen=True)
 class ToolState:
-    """The tool: position (3,), rotation (3, 3), opening in metres, command."""
+    """Position (3,), rotation (3, 3), opening in metres, and command of the tool."""
 
     position: Doubles
     rotation: Doubles
@@ -180,7 +180,7 @@ class Path:
         self.state = phase(1.0)
 
     def move(self, position: Doubles, share: float, rotation: Doubles | None = None) -> None:
-        """Add a straight line to a position, with a turn to `rotation` on the way."""
+        """Add a straight line, with a turn to any `rotation` on the way."""
         begin, way = self.state, position - self.state.position
         vector = np.zeros(3) if rotation is None else rotation_vector(rotation @ begin.rotation.T)
         angle = float(np.linalg.norm(vector))
@@ -205,7 +205,6 @@ class Path:
         self._add(share, phase)
 
     def grip(self, width: float, command: float, share: float) -> None:
-        """Add opening or closing the gripper in place."""
         begin, way = self.state, width - self.state.width
         self._add(share, lambda s: replace(begin, width=begin.width + s * way, command=command))
 
@@ -214,7 +213,6 @@ class Path:
         self._add(share, lambda _: begin)
 
     def at(self, time: float) -> ToolState:
-        """The tool at a time in [0, 1]."""
         moment = min(max(time, 0.0), 1.0) * self._ends[-1]
         index = min(bisect_right(self._ends, moment), len(self._phases))
         begin, end = self._ends[index - 1 : index + 1]

@@ -203,12 +203,12 @@ class Renderer:
         self.coarse = rays / distance[:, None], distance, inside, place
 
     def _still_light(self, hits: Hits) -> tuple[Doubles, Doubles]:
-        """Light as by `shade`, with the shadows of what stands still."""
+        """As `shade`, with the shadows of what stands still."""
         around, direct = self.shade(hits)
         return around, direct * self.lit(hits, STATIC)[:, None]
 
     def _wrap_moving(self) -> None:
-        """Cover each moving geom with balls, so that few rays are cast in vain."""
+        """Cover moving geoms with balls, so that few rays are cast in vain."""
         model = self.scene.model
         owners, offsets, radii = [], [], []
         for geom in np.flatnonzero(model.geom_group == MOVING):
@@ -259,7 +259,7 @@ class Renderer:
         return np.asarray(image.ravel(), np.float32)
 
     def frame(self) -> Pixels:
-        """The scene as it is now, RGB (H, W, 3) uint8."""
+        """The scene now, RGB (H, W, 3) uint8."""
         data = self.scene.data
         axes = data.geom_xmat.reshape(-1, 3, 3)[self.owner]
         centres = data.geom_xpos[self.owner] + (axes * self.offset[:, None, :]).sum(2)

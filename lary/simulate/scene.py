@@ -27,7 +27,7 @@ class Room:
         looks: materials of ``table``, ``wall`` and ``floor``.
         camera: azimuth from the arm's front, elevation (degrees), distance.
         warmth: how much redder than white the lamp is; negative for bluer.
-        pair_camera: that of pairs, nearly the same in all rooms, as in CALVIN.
+        pair_camera: that of pairs, nearly the same in all rooms.
     """
 
     looks: Mapping[str, Material]
@@ -58,11 +58,8 @@ class Lamp:
 class Arm:
     """One kind of arm, whose name is the robot type.
 
-    Attributes:
-        xml: its bodies as MJCF; names of geoms hold roles: ``arm_main_3``.
-        home: the posture that it is drawn to, seven joints.
-        palettes: materials by role, one of which is drawn.
-        unseen_palette: that of the split ``unseen``.
+    Names of geoms in `xml` (MJCF) hold roles, as in ``arm_main_3``, of which palettes
+    have materials; `home` is the posture that it is drawn to, seven joints.
     """
 
     xml: str
