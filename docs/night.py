@@ -1,42 +1,73 @@
-"""Hours and terabytes of each model's whole row on one H100, computed from stated assumptions, as a Markdown table.
+"""Hours and terabytes of each model's whole row on one H100, computed from counted arithmetic, as a Markdown table.
 
     python docs/night.py
 
-Nothing here is measured on a GPU. Work per pair is that of docs/speed.md on a CPU at 0.16 TFLOP/s, which gives 0.32
-TFLOP for two frames of a ViT-L, as its arithmetic does. Rates are assumptions: no pauses, reading beside them.
+Counted here: FLOP of a pair and of a clip of nine frames in each network with random weights, the tokens that come out,
+and FLOP of a training step of the five published heads on them; the arithmetic itself is left out, so that a CPU does.
+Assumed: the rates below, no pauses, and reading beside the arithmetic. Nothing is measured on a GPU.
 """
 
-CLIPS, PAIRS, TRAINED, FRAMES, EPOCHS = 1.19e6, 0.62e6, 0.833e6, 9, 20
-CPU, TRANSFORMER, CONVOLUTION, FP32, PROBE = 0.16e12, 400e12, 150e12, 45e12, 350e12
-TOKEN = 0.7e9
-"""FLOP of five heads in training, per token; half as much again for the attention over a thousand and more."""
+import math
+import sys
+from typing import Any
 
-MODELS = {
-    # seconds of a pair on the CPU, pairs that nine frames cost as much as, FLOP/s, steps of a clip, tokens, D
-    "dinov2-origin": (2.01, 4.5, TRANSFORMER, 9, 256, 1024),
-    "dinov3-origin": (1.71, 4.5, TRANSFORMER, 9, 196, 1024),
-    "siglip2-origin": (0.47, 4.5, TRANSFORMER, 9, 196, 768),
-    "lapa": (0.33, 8.0, TRANSFORMER, 8, 16, 1024),
-    "dinov2": (2.63, 5.3, TRANSFORMER, 8, 16, 1024),
-    "dinov3": (2.25, 5.3, TRANSFORMER, 8, 16, 1024),
-    "siglip2": (0.76, 5.8, TRANSFORMER, 8, 16, 1024),
-}
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
+from lary.latents.store import token_shape
+from lary.models.running import build
+from lary.models.spec import MODELS, ModelContext, ModelSpec
+from lary.probes.nets import AttentiveProbe
+from lary.types import RANDOM
 
-def row(name: str, seconds: float, pairs: float, rate: float, steps: int, tokens: int, dim: int) -> str:
-    """A line of the table: hours of the forward pass, of the classification probe, and TB in float16."""
-    work = CPU * seconds * (pairs * CLIPS + PAIRS)
-    count = steps * tokens
-    probe = EPOCHS * TRAINED * TOKEN * count * (1.5 if count > 1000 else 1.0) / PROBE
-    stored = 2 * dim * tokens * (steps * CLIPS + (2 if steps == FRAMES else 1) * PAIRS)
-    bandwidth = EPOCHS * TRAINED * 2 * dim * count
-    cells = (work / rate / 3600, work / FP32 / 3600, probe / 3600, stored / 1e12, bandwidth / 1e12)
-    return f"| {name} | " + " | ".join(f"{cell:.1f}" if cell >= 0.1 else "< 0.1" for cell in cells) + " |"
+CLIPS, PAIRS, TRAINED, FRAMES, EPOCHS, HEADS, CLASSES = 1.19e6, 0.62e6, 0.833e6, 9, 20, 5, 123
+PRODUCTS, CONVOLUTIONS, FP32, PROBE = 400e12, 150e12, 45e12, 350e12
+"""FLOP/s: in bfloat16 of products and of convolutions, in float32 without TF32 of both, and of the probe."""
+HEAD = ("model", "TFLOP, pair", "TFLOP, clip", "forward bf16, h", "forward fp32, h", "probe of clips, h",
+        "store, TB", "read by it, TB")  # fmt: skip
 
 
-HEAD = ("model", "forward bf16, h", "forward fp32, h", "probe of clips, h", "store, TB", "read by it, TB")
+def count(spec: ModelSpec, media: Any, encoder: Any) -> tuple[float, float, tuple[int, ...]]:
+    """FLOP of products and of convolutions for one sample, and the shape of its tokens."""
+    preprocess = spec.preprocessing("corrected", media)
+    frames = preprocess.frames or (2 if media == "pair" else FRAMES)
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with fake, FlopCounterMode(display=False) as counter, torch.no_grad():
+        tokens = encoder.encode(torch.zeros(1, frames, 3, preprocess.size, preprocess.size)).tokens
+    found = counter.get_flop_counts()["Global"]
+    convolutions = sum(value for name, value in found.items() if "conv" in str(name))
+    return sum(found.values()) - convolutions, convolutions, token_shape(tuple(tokens.shape[1:]))
+
+
+def step(shape: tuple[int, ...]) -> int:
+    """FLOP of one head's forward and backward pass for one sample."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        AttentiveProbe(shape[-1], CLASSES)(torch.empty(1, *shape)).sum().backward()  # type: ignore[no-untyped-call]
+    return counter.get_total_flops()
+
+
+def row(spec: ModelSpec) -> str:
+    """A line of the table."""
+    encoder = build(spec, ModelContext("cpu", "corrected", RANDOM), precision="fp32")
+    pair, clip = (count(spec, media, encoder) for media in ("pair", "clip"))
+    products, convolutions = (CLIPS * clip[at] + PAIRS * pair[at] for at in (0, 1))
+    sizes = math.prod(pair[2]), math.prod(clip[2])
+    cells = (
+        sum(pair[:2]) / 1e12,
+        sum(clip[:2]) / 1e12,
+        (products / PRODUCTS + convolutions / CONVOLUTIONS) / 3600,
+        (products + convolutions) / FP32 / 3600,
+        EPOCHS * TRAINED * HEADS * step(clip[2]) / PROBE / 3600,
+        2 * (PAIRS * sizes[0] + CLIPS * sizes[1]) / 1e12,
+        2 * EPOCHS * TRAINED * sizes[1] / 1e12,
+    )
+    return f"| {spec.name} | " + " | ".join(f"{cell:.2g}" if cell < 10 else f"{cell:.0f}" for cell in cells) + " |"
+
 
 if __name__ == "__main__":
     print(f"| {' | '.join(HEAD)} |\n{'|---' * len(HEAD)}|")
-    for model, facts in MODELS.items():
-        print(row(model, *facts))
+    published = [each for each in MODELS if each.weights and not (each.ablation or each.weights.extra)]
+    for each in published:
+        if each.name in (sys.argv[1:] or [each.name]):
+            print(row(each), flush=True)

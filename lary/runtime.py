@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -165,6 +165,15 @@ def in_threads(
                 if bar is not None:
                     bar.advance(len(done))
                 yield from done
+
+
+def timed(items: Iterable[Item], waits: list[float]) -> Iterator[Item]:
+    """The items; `waits` collects the seconds for which each is waited for."""
+    begun = time.perf_counter()
+    for item in items:
+        waits.append(time.perf_counter() - begun)
+        yield item
+        begun = time.perf_counter()
 
 
 @functools.cache

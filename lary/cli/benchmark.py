@@ -36,7 +36,7 @@ def simulate(out: Path, *, config: SimulateConfig = SimulateConfig()) -> None:
 def extract(config: configs.ExtractConfig, paths: Paths = Paths()) -> int:
     """Extract latents of one split with a model."""
     if config.dry_run:
-        print(paths.call("lary.runs.extract:estimate", config))
+        print(paths.call("lary.runs.cost:estimate", config))
         return 0
     report = paths.call("lary.runs.extract:extract", config)
     print(f"{report.table}: {report.rows} rows, {report.extracted} extracted now, {len(report.failures)} failed")
@@ -53,8 +53,11 @@ def regress(config: configs.RegressConfig, paths: Paths = Paths()) -> int:
     return show_run(paths.call("lary.runs.probe:regress", config))
 
 
-def run(config: configs.RunConfig, paths: Paths = Paths()) -> int:
+def run(config: configs.RunConfig, *, dry_run: bool = False, paths: Paths = Paths()) -> int:
     """Extract the splits that the probe needs and train it; finished parts are kept."""
+    if dry_run:
+        print(paths.call("lary.runs.cost:estimate_runs", {f"{config.model} on {config.dataset}": config}))
+        return 0
     report = paths.call("lary.runs.run:run", config)
     now = "run now" if report.probe.new else "done before"
     show_run(report.probe, f"{report.extracted} samples extracted now; the probe was {now}")

@@ -29,7 +29,7 @@ from lary.models.choices import chosen_model
 from lary.models.preprocess import DeviceNormaliser, normalise
 from lary.models.running import LoadedEncoder, build
 from lary.models.spec import ModelContext, ModelSpec, Preprocess
-from lary.runtime import leave_devices, pinned, usable_cores, within_memory
+from lary.runtime import leave_devices, pinned, timed, usable_cores, within_memory
 from lary.types import Failure, LaryError, MediaError, Sample
 
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ def encode_units(
     *,
     advance: Advance = lambda rows: None,
     stopped: Callable[[], bool] = lambda: False,
+    waits: list[float] | None = None,
 ) -> Iterator[UnitReport]:
     """Read, encode and write units of rows; yields each once it is committed.
 
@@ -131,6 +132,7 @@ def encode_units(
         units: taken one at a time, while the one before is encoded.
         advance: called with the number of rows that are completed.
         stopped: whether to end before the next unit.
+        waits: collects the seconds for which batches are waited for.
 
     Raises LaryError for no worker, a full disk, or an encoder's wrong output.
     """
@@ -150,9 +152,10 @@ def encode_units(
     memory = within_memory(device, "lower --batch-size")
     with memory, idle_readers(workers) as readers, ThreadPoolExecutor(writers) as threads:
         batches = readers.read(planned, preprocess, config.batch_size, frames, config.read_timeout)
+        waited = timed(batches, [] if waits is None else waits)
         # Draws are what ``--latent noisy`` asks for, and what some models are under ``paper``.
         drawn = config.protocol != "corrected" or config.latent == "noisy"
-        checked = batches if drawn else map(encoding.check_repeats, batches)
+        checked = waited if drawn else map(encoding.check_repeats, waited)
         with closing(batches):
             for begun, (number, group) in enumerate(groupby(encoding.stream(checked), lambda found: found[0].unit)):
                 if begun and stopped():

@@ -21,7 +21,7 @@ from lary.probes import sources
 from lary.probes.nets import AttentiveProbe
 from lary.probes.outcome import ClassificationOutcome, ClassPredictions, SampleColumns, headline
 from lary.probes.presets import ClassifierSettings, learning_rate, weight_decay
-from lary.probes.training import Session, Training, adamw, chosen_precision, save_checkpoint
+from lary.probes.training import Session, Training, adamw, chosen_precision, save_checkpoint, staged
 from lary.types import JsonDict, LaryError, LatentSource, UsageError
 
 
@@ -113,6 +113,7 @@ class ClassifierTraining(Training):
         self.offer("best_on_validation", rank, epoch=epoch, head=best, heads=[best], values=logits[best].clone())
         return row
 
+    @staged("training")
     def train_epoch(self, row: JsonDict, order: Ints) -> None:
         """Train on `order`; adds accuracy, loss by head, 0 and None if diverged."""
         right, losses = np.zeros((2, len(self.networks)))
@@ -157,6 +158,7 @@ class ClassifierTraining(Training):
         smoothing = self.settings.label_smoothing
         return F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction=reduction)
 
+    @staged("evaluation")
     def score(self, row: JsonDict, labels: Ints) -> Tensor:
         """Logits (H, n, L) on validation; adds accuracy and loss by head to `row`.
 

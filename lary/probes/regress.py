@@ -24,7 +24,7 @@ from lary.probes.nets import ActionExpertMLP
 from lary.probes.outcome import ActionPredictions, RegressionOutcome, SampleColumns, SelectionName, SplitOutcome
 from lary.probes.presets import ActionSettings, DitSettings, RidgeSettings
 from lary.probes.sources import COPIES, check_memory, check_splits, in_chunks, on_device
-from lary.probes.training import Session, Training, adamw, chosen_precision
+from lary.probes.training import Session, Training, adamw, chosen_precision, staged
 from lary.runtime import memory_bytes
 from lary.types import JsonDict, LaryError, LatentSource, UsageError
 
@@ -93,6 +93,7 @@ class ActionTraining(Training):
     def decode(self, tokens: Tensor) -> Tensor:
         """Chunks (B, K * A) that the latest weights predict from tokens (B, ...)."""
 
+    @staged("evaluation")
     def score(self, row: JsonDict) -> None:
         """Predict all evaluated splits; adds the errors to `row`."""
         self.predicted: dict[str, Tensor] = {}
@@ -203,6 +204,7 @@ class RegressorTraining(ActionTraining):
             self.score(row)
             self.pick("held_out", [], epoch, row)
 
+    @staged("training")
     def train_epoch(self, order: Ints) -> float:
         """Train on `order`; returns the mean loss of batches. Raises LaryError."""
         found: list[Tensor] = []
@@ -293,12 +295,20 @@ class RidgeTraining(ActionTraining):
         return torch.from_numpy(features @ own["coef"] + own["intercept"])
 
     def run_epoch(self, epoch: int) -> JsonDict:
+        row: JsonDict = {"epoch": epoch}
+        self.fit(row)
+        self.score(row)
+        self.advance(len(self.inputs.train))
+        return row
+
+    @staged("training")
+    def fit(self, row: JsonDict) -> None:
+        """Fit the penalty of an epoch; adds its error in folds to `row`."""
         from sklearn.linear_model import Ridge
         from sklearn.model_selection import cross_val_predict
 
-        shrinkage, inputs = self.settings.shrinkages[epoch - 1], self.inputs
-        row: JsonDict = {"epoch": epoch, "shrinkage": shrinkage}
-        targets = inputs.train_targets
+        inputs, targets = self.inputs, self.inputs.train_targets
+        shrinkage = row["shrinkage"] = self.settings.shrinkages[row["epoch"] - 1]
         wanted = targets.reshape(len(targets), -1)
         # The mean eigenvalue: the trace is n * F, the rank min(n, F).
         model = Ridge(alpha=shrinkage * max(self.features.shape), solver="cholesky")
@@ -310,6 +320,3 @@ class RidgeTraining(ActionTraining):
         self.linear |= {"coef": coef, "intercept": intercept}
         fitted = (self.features @ coef + intercept).astype(np.float32)
         self.add_errors(row, "train", torch.from_numpy(fitted), targets)
-        self.score(row)
-        self.advance(len(self.inputs.train))
-        return row

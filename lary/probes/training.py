@@ -1,15 +1,17 @@
 """What the trainings of all probes share: state, epochs, trackers."""
 
+import functools
 import importlib
 import json
 import math
 import time
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -22,12 +24,14 @@ from lary.files import atomic_write, digest, remove_torn
 from lary.probes.outcome import SelectionName
 from lary.probes.sources import read_batches
 from lary.probes.team import SINGLE, Team
-from lary.runtime import log, set_arithmetic
+from lary.runtime import log, set_arithmetic, timed
 from lary.types import BenchmarkProtocol, JsonDict, LatentSource, Progress, UsageError
 
 PROJECT = "lary"  # to which the runs of Weights & Biases and Trackio belong
 STATE_FILE = "training_state.pt"
 STATE_FORMAT = 5
+WAITING = "waiting for latents"
+Method = TypeVar("Method", bound=Callable[..., Any])
 # Share of the time that saving states may take: short epochs are skipped.
 STATE_SHARE = 0.05
 
@@ -37,8 +41,8 @@ class Session:
     """Surroundings of a training: protocol, seed, device, folder and so on.
 
     `identity` names latents and options; without one no state is kept to
-    resume from. `tracker` is what `tracking` yields. `waits` collects the
-    seconds for which trainings wait for latents.
+    resume from. `tracker` is what `tracking` yields. `spent` collects seconds
+    by stage: those of `staged` methods, and of each wait for latents.
     """
 
     protocol: BenchmarkProtocol
@@ -51,7 +55,23 @@ class Session:
     tracker: Any = None
     team: Team = SINGLE
     precision: str | None = None
-    waits: list[float] = field(default_factory=list)
+    spent: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+
+def staged(stage: str) -> Callable[[Method], Method]:
+    """Note the seconds of a method of a training as those of a stage."""
+
+    def decorate(method: Any) -> Any:
+        @functools.wraps(method)
+        def measured(self: Any, *given: Any, **named: Any) -> Any:
+            begun = time.perf_counter()
+            found = method(self, *given, **named)
+            self.session.spent[stage].append(time.perf_counter() - begun)
+            return found
+
+        return measured
+
+    return decorate
 
 
 class Training(ABC):
@@ -147,6 +167,7 @@ class Training(ABC):
             path.unlink(missing_ok=True)
         return found
 
+    @staged("saving")
     def keep(self, built: Sequence[Any], *, last: bool) -> None:
         """Save weights and state if these are the `last`, or enough time has passed."""
         started = time.monotonic()
@@ -198,18 +219,11 @@ class Training(ABC):
     def batches(self, source: LatentSource, order: Ints) -> Iterator[tuple[Ints, Tensor, int]]:
         """As `read_batches`, with each batch counted as an update and as progress."""
         size, share = self.settings.batch_size, self.team.share
-        for rows, tokens, count in self._timed(read_batches(source, order, size, self.device, share)):
+        found = read_batches(source, order, size, self.device, share)
+        for rows, tokens, count in timed(found, self.session.spent[WAITING]):
             self.step += 1
             yield rows, tokens, count
             self.advance(count)
-
-    def _timed(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """Batches; notes the time that each is waited for."""
-        begun = time.perf_counter()
-        for batch in batches:
-            self.session.waits.append(time.perf_counter() - begun)
-            yield batch
-            begun = time.perf_counter()
 
     def autocast(self, *, scoring: bool = False) -> torch.autocast:
         """The context of forward passes; scoring in bfloat16 is for CUDA, and not published."""
@@ -223,7 +237,7 @@ class Training(ABC):
         """Outputs (n, ...) of `network` for `rows`, as float32 on the CPU."""
         size = self.settings.batch_size
         own = self.team.dealt(len(rows), size)
-        batches = self._timed(read_batches(source, rows[own], size, self.device))
+        batches = timed(read_batches(source, rows[own], size, self.device), self.session.spent[WAITING])
         parts = [network(tokens).float().cpu() for _, tokens, _ in batches]
         values = torch.cat(parts) if parts else torch.empty(0)
         return self.team.collect(own, values, len(rows))

@@ -8,9 +8,7 @@ extracted into ``$LARY_LA_DIR/controls/<control>``.
 import json
 import math
 import shlex
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,18 +22,8 @@ from lary.data.splits import find_table
 from lary.data.tables import INDEX_COLUMN, MEDIA_COLUMNS, SampleTable, read_table, write_csv
 from lary.files import digest, read_failures, read_json, remove_torn, write_failures, write_json
 from lary.latents.choice import check_frames_there
-from lary.latents.pipeline import (
-    MOST_WORKERS,
-    Interrupted,
-    Job,
-    KeptEncoder,
-    UnitReport,
-    encode_units,
-    make_encoder,
-    plan_units,
-)
+from lary.latents.pipeline import Interrupted, Job, KeptEncoder, UnitReport, make_encoder
 from lary.latents.ref import (
-    KINDS,
     TABLE_FOLDER,
     LatentsRef,
     SplitLatents,
@@ -60,8 +48,6 @@ FAILURES = "failures.csv"
 TIMING = "extraction.json"
 ROWS_CHECKED = 10_000
 """Rows of a long table whose media are looked for before the work starts."""
-SECONDS_MEASURED, BATCHES_MEASURED, UNIT = 5.0, 256, 4
-"""How long and how much a dry run measures; batches that it begins together."""
 CHANGED = "changed"
 """The entry of a store's facts that names the control of its frames."""
 
@@ -206,46 +192,6 @@ def missing_rows(run: Run) -> list[int]:
     """The rows that a run has to do; nothing is changed."""
     there = read_manifest(run.folder) and not run.job.config.overwrite
     return open_run(run).missing(run.table) if there else list(range(len(run.table)))
-
-
-def estimate(config: ExtractConfig, settings: Settings) -> str:
-    """Measure a few missing rows and say what an extraction needs; nothing is changed."""
-    run = prepare_run(config, settings)
-    missing = missing_rows(run)
-    # A CPU encodes row by row anyway, and a slow model needs only a few.
-    size = 1 if run.encoder.device == "cpu" and not config.cpu_batch else config.batch_size
-    most = BATCHES_MEASURED * size
-    chosen = missing[:: max(1, len(missing) // most)][:most]
-    for part in (chosen[: MOST_WORKERS * size], chosen):  # the first starts readers and model
-        started, rows, failures = time.monotonic(), 0, list[Failure]()
-        with tempfile.TemporaryDirectory() as folder:
-            store = KINDS[config.store](Path(folder), run.identity, UNIT * size)
-            measured = replace(config, batch_size=size)
-            job = replace(run.job, config=measured, store=store, processes=len(run.devices))
-            units = plan_units(range(len(part)), UNIT * size)
-            for report in encode_units(
-                job, run.table.take(part), units, run.encoder.device, run.encoder,
-                stopped=lambda: time.monotonic() - started > SECONDS_MEASURED,  # noqa: B023 (used at once)
-            ):  # fmt: skip
-                rows += report.done
-                failures += report.failures
-            spent = time.monotonic() - started
-            written = sum(file.stat().st_size for file in Path(folder).iterdir())
-    parent = next(place for place in (run.folder, *run.folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(parent).free
-    lines = [f"{run.title}: {len(run.table)} rows, {len(run.table) - len(missing)} done, {len(missing)} to do"]
-    if rows:
-        seconds = len(missing) * spent / rows / len(run.devices)
-        need = len(missing) * written / rows
-        lines += [
-            f"  measured      {rows} rows in {spent:.1f} s",
-            f"  time          {seconds:.0f} s on {len(run.devices)} devices",
-            f"  to write      {need / 1e9:.3f} GB into {run.folder}{': NOT ENOUGH SPACE' if need > free else ''}",
-        ]
-    elif missing:
-        lines.append("  time, bytes   unknown, since nothing could be measured")
-    lines.append(f"  free there    {free / 1e9:.3f} GB")
-    return "\n".join(lines + [f"  unreadable    row {chosen[each.row or 0] + 1}: {each.reason}" for each in failures])
 
 
 def unfinished(run: Run, left: int) -> LaryError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
@@ -169,7 +170,7 @@ def train_and_write(task: Task, team: Team, device: str) -> None:
     """Train the probes of all seeds on one device; the leading process writes the result."""
     import torch
 
-    from lary.probes.training import Session, tracking
+    from lary.probes.training import WAITING, Session, tracking
 
     started = time.monotonic()
     config, seeds, inputs = task.config, seeds_of(task.config), inputs_of(task)
@@ -182,7 +183,7 @@ def train_and_write(task: Task, team: Team, device: str) -> None:
             rows = (config.folds - 1) * (rows + len(task.splits["seen"].table))
         total = len(seeds) * task.probe.epochs * rows
         outcomes: list[Any] = []
-        waits: list[float] = []
+        spent: dict[str, list[float]] = defaultdict(list)
         title = f"probe {config.dataset} {config.model}"
         with progress(total, title) if team.leads else nullcontext() as bar:
             for seed in seeds:
@@ -192,7 +193,7 @@ def train_and_write(task: Task, team: Team, device: str) -> None:
                 with within_memory(device, SMALLER), tracks as tracked:
                     session = Session(
                         protocol=config.protocol, preset=config.probe_preset, seed=seed, device=device, folder=own,
-                        progress=bar, identity=identity, tracker=tracked, team=team, waits=waits,
+                        progress=bar, identity=identity, tracker=tracked, team=team, spent=spent,
                         precision=config.precision,
                     )  # fmt: skip
                     outcomes.append(task.train(session))
@@ -201,9 +202,9 @@ def train_and_write(task: Task, team: Team, device: str) -> None:
         devices = pick_devices(config.gpus, config.device, every=task.kind != "ridge")[: team.size]
         facts = run_facts(task, inputs, devices) | {"options": outcomes[0].settings}
         facts["provenance"] |= {"threads": torch.get_num_threads(), "processes": team.size, "devices": devices}
-        spent, waited = time.monotonic() - started, sum(waits)
-        log.info("waited for latents in %.1f of %.1f s (%.0f %%)", waited, spent, 100 * waited / spent)
-        facts["timings"] |= {"probe": round(spent, 3), "waiting for latents": round(waited, 3)}
+        whole, waited = time.monotonic() - started, sum(spent[WAITING])
+        log.info("waited for latents in %.1f of %.1f s (%.0f %%)", waited, whole, 100 * waited / whole)
+        facts["timings"] |= {"probe": round(whole, 3), WAITING: round(waited, 3)}
         if "precision" in task.splits["train"].store:
             facts["options"]["encoder_precision"] = task.splits["train"].store["precision"]
         if inputs_of(task) != inputs:

@@ -42,19 +42,32 @@ class RunReport:
 
 def run(config: RunConfig, settings: Settings) -> RunReport:
     """Extract what is missing and run the probe, unless done. Raises UsageError, LaryError."""
-    dataset = DATASETS.get(config.dataset)
     probe_config(config)
+    roles = roles_here(config, settings)
+    found = run_splits(config, roles.values(), settings)
+    offer = offer_folds(found.probe.result.dataset.splits[roles["seen"]].groups)
+    if offer and config.folds is None and config.protocol == "corrected":
+        log.warning(offer)
+    return found
+
+
+def roles_here(config: RunConfig, settings: Settings) -> dict[str, str]:
+    """The splits of a run by role; ``unseen`` only where it has a table."""
+    dataset = DATASETS.get(config.dataset)
     roles = dataset.roles(config.splits)
     if "unseen" in roles:
         try:
             find_table(dataset, roles["unseen"], settings.path("LARY_ROOT"))
         except UsageError:
             log.info("%s has no table of %s here: scored without it", dataset.name, roles.pop("unseen"))
-    found = run_splits(config, roles.values(), settings)
-    offer = offer_folds(found.probe.result.dataset.splits[roles["seen"]].groups)
-    if offer and config.folds is None and config.protocol == "corrected":
-        log.warning(offer)
-    return found
+    return roles
+
+
+def extract_config(config: RunConfig, split: str, *, replace_latents: bool = True) -> ExtractConfig:
+    """The options of the extraction of a split for a run."""
+    given = vars(config) | {"split": split, "seed": config.model_seed}
+    given["overwrite"] = config.overwrite and replace_latents
+    return ExtractConfig(**_of(ExtractConfig, given))
 
 
 def run_splits(
@@ -67,9 +80,7 @@ def run_splits(
     probe = probe_config(config)
     reports, held = [], KeptEncoder()
     for split in splits:
-        given = vars(config) | {"split": split, "seed": config.model_seed}
-        given["overwrite"] = config.overwrite and replace_latents
-        asked = ExtractConfig(**_of(ExtractConfig, given))
+        asked = extract_config(config, split, replace_latents=replace_latents)
         reports.append(extract(asked, settings, held))
         if probe.control in FRAME_CONTROLS and (changed := extract_changed(asked, probe.control, settings)):
             reports.append(changed)

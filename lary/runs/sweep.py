@@ -25,6 +25,7 @@ from lary.models.spec import locate_weights
 from lary.probes.presets import PRESETS
 from lary.registry import aligned, load_named_plugins, load_plugin
 from lary.results.record import FILE_NAME, EvalResult
+from lary.runs.cost import estimate_runs
 from lary.runs.engines import tasks_on_ray
 from lary.runs.probe import run_folder
 from lary.runs.run import RunReport, probe_config, results_table, run
@@ -36,38 +37,15 @@ SECTIONS = {"options": dict, "grid": dict, "runs": list}
 MOST_RUNS, LONGEST, MEDIA_TRIED = 10_000, 200, 64
 
 IN_FOLDER = (
-    "model",
-    "dataset",
-    "protocol",
-    "weights",
-    "latent",
-    "pool",
-    "layer",
-    "size",
-    "name",
-    "model_type",
-    "action_mode",
-    "control",
-    "project",
-)
+    "model", "dataset", "protocol", "weights", "latent", "pool", "layer", "size", "name", "model_type", "action_mode",
+    "control", "project",
+)  # fmt: skip
 """Options in a result's folder name; runs that differ in others get their own folder."""
 
 OF_LATENTS = (
-    "weights",
-    "revision",
-    "precision",
-    "model_seed",
-    "dtype",
-    "store",
-    "shard_rows",
-    "limit",
-    "batch_size",
-    "cpu_batch",
-    "compile",
-    "device",
-    "mode",
-    "stride",
-)
+    "weights", "revision", "precision", "model_seed", "dtype", "store", "shard_rows", "limit", "batch_size",
+    "cpu_batch", "compile", "device", "mode", "stride",
+)  # fmt: skip
 """Options that change latents but not their folder: all runs of a sweep share them."""
 
 
@@ -126,6 +104,8 @@ def run_sweep(file: Path, config: SweepConfig, settings: Settings) -> int:
     ]
     print(*aligned(rows), sep="\n")
     if config.dry_run:
+        left = (each for each in plan if each.number not in lacks and not each.is_done(settings))
+        print(estimate_runs({f"  {each.number:4d}  {each.title}": each.config for each in left}, settings))
         return int(bool(lacks))
     outcomes: dict[int, Outcome] = {}
     found = on_ray(plan, config, settings) if config.engine == "ray" else ((each, do(each, settings)) for each in plan)

@@ -13,7 +13,8 @@ from lary.files import media_facts
 from lary.latents.store import MANIFEST
 from lary.locks import LOCK, locked
 from lary.models.running import LoadedEncoder
-from lary.runs.extract import FAILURES, TIMING, estimate, extract, prepare_run, read_timing
+from lary.runs.cost import estimate
+from lary.runs.extract import FAILURES, TIMING, extract, prepare_run, read_timing
 from lary.types import LaryError, UsageError
 from tests.helpers import fails, printed, rows_of, settings_of
 from tests.hostile.harness import bounded, refused, snapshot

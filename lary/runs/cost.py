@@ -1,0 +1,277 @@
+"""Dry runs: seconds by stage and bytes of extractions and probes, from a few rows and steps on this machine.
+
+What grows with rows, batches or epochs is scaled; all else, such as imports and figures, counts as it was measured.
+"""
+
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import ceil, prod
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from lary.configs import ExtractConfig, RunConfig
+from lary.latents.pipeline import MOST_WORKERS, KeptEncoder, encode_units, plan_units
+from lary.latents.ref import LatentsRef, SplitLatents, open_latents
+from lary.probes.sources import CHUNK, FLOAT, MEMORY_SHARE
+from lary.probes.training import STATE_SHARE, Session
+from lary.registry import aligned
+from lary.runs.extract import CHANGED, FRAME_CONTROLS, Run, missing_rows, open_run, prepare_run, separate
+from lary.runs.probe import inputs_of, run_facts, task_of
+from lary.runs.run import extract_config, probe_config, roles_here
+from lary.runs.tasks import ProbeConfig, seeds_of
+from lary.runtime import log, memory_bytes, pick_devices
+from lary.settings import Setting, Settings
+from lary.types import LaryError
+
+Cost = dict[str, float]  # seconds by stage, and bytes
+STAGES = ("start", "media", "encoding", "latents", "training", "evaluation", "scoring")
+"""Stages of a run. `media` is the wait for decoded frames, `encoding` all else of an extraction's pipeline."""
+BYTES = ("written", "read")
+SECONDS, PACE_SECONDS, MOST_ROWS = 5.0, 1.0, 4096
+"""Length of a measurement and of the one before it, and the most rows."""
+FEW, LONGEST_BATCH, RIDGE_WORK = 8, 30.0, 2e10
+"""Rows of a first batch on a CPU; the most seconds of a whole one; the most work of a ridge's fit."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A split with a few rows extracted: what all missing rows cost, and the latents of the few."""
+
+    run: Run
+    missing: int
+    cost: Cost
+    latents: SplitLatents | None
+    measured: str = ""
+    failures: Sequence[str] = ()
+
+
+def spread(count: int, most: int) -> list[int]:
+    """Some of the numbers below `count`, evenly."""
+    return list(map(int, np.linspace(0, count - 1, max(1, min(count, most)))))
+
+
+def encode_some(run: Run, rows: Sequence[int], size: int, together: int, settings: Settings) -> tuple[Any, ...]:
+    """Extract for some seconds; returns rows, seconds, waits, seconds of a later row, failures."""
+    table, waits, ends, failures = run.table.take(rows), list[float](), list[tuple[float, int]](), list[str]()
+    store = open_run(replace(run, folder=run.ref.folder(settings)))
+    store = replace(store, unit_rows=min(store.unit_rows, ceil(together / size) * size))
+    job = replace(run.job, config=replace(run.job.config, batch_size=size), store=store, processes=len(run.devices))
+    most, begun = PACE_SECONDS if together == size else SECONDS, time.monotonic()
+    for report in encode_units(
+        job, table, plan_units(range(len(rows)), store.unit_rows), run.encoder.device, run.encoder, waits=waits,
+        advance=lambda count: ends.append((time.monotonic(), count)),
+        stopped=lambda: time.monotonic() - ends[0][0] > most,
+    ):  # fmt: skip
+        failures += [f"row {rows[each.row or 0] + 1}: {each.reason}" for each in report.failures]
+    seconds, count = time.monotonic() - begun, sum(each for _, each in ends)
+    store.write_table(table, run.ref.table(settings), run.ref.latent_root(settings), ())
+    later = count - ends[0][1]
+    return count, seconds, sum(waits), (ends[-1][0] - ends[0][0]) / later if later else seconds / count, failures
+
+
+def try_extraction(config: ExtractConfig, settings: Settings, folder: Path, held: KeptEncoder) -> Trial:
+    """Extract a few missing rows of a split into a folder. Raises UsageError and LaryError."""
+    begun = time.monotonic()
+    run = prepare_run(config, settings, held)
+    missing = missing_rows(run)
+    cost: Cost = {"start": time.monotonic() - begun}
+    if not missing:
+        return Trial(run, 0, cost, open_latents(settings, run.ref))
+    own, other = (
+        Settings(settings.items | dict.fromkeys(("LARY_ROOT", "LARY_LA_DIR"), Setting("", str(place), "")), place)
+        for place in (folder, folder / "first")
+    )
+    # A CPU encodes row by row; an accelerator's batches are always whole.
+    singly = run.encoder.device == "cpu" and not config.cpu_batch
+    size = 1 if singly else config.batch_size
+    warm = [missing[at] for at in spread(len(missing), 2 * MOST_WORKERS * size)]
+    first, first_seconds, _, pace, _ = encode_some(run, warm, size, size, other)
+    count = min(MOST_ROWS, max(4 * size, int(SECONDS / pace)))
+    size = config.batch_size if count >= 4 * config.batch_size else size
+    rows = [missing[at] for at in spread(len(missing), count)]
+    count, seconds, waited, _, failures = encode_some(run, rows, size, count, own)
+    # Beyond its rows, the first pass starts readers and checks the encoder.
+    cost["start"] += max(0.0, first_seconds - first * seconds / count)
+    todo = len(missing) if singly else config.batch_size * len({row // config.batch_size for row in missing})
+    share = todo / count / len(run.devices)
+    written = sum(file.stat().st_size for file in run.ref.folder(own).iterdir()) * len(missing) / count
+    cost |= {"media": waited * share, "encoding": (seconds - waited) * share, "written": written}
+    if not (done := count - len(failures)):
+        return Trial(run, len(missing), cost, None, "", failures)
+    return Trial(run, len(missing), cost, open_latents(own, run.ref), f"{done} rows in {seconds:.1f} s", failures)
+
+
+def estimate(config: ExtractConfig, settings: Settings) -> str:
+    """Measure a few missing rows and say what an extraction needs; nothing is changed."""
+    started = time.process_time()
+    with TemporaryDirectory() as folder:
+        trial = try_extraction(config, settings, Path(folder), {})
+    run, cost, missing = trial.run, trial.cost, trial.missing
+    cost["start"] += started
+    parent = next(place for place in (run.folder, *run.folder.absolute().parents) if place.exists())
+    free, need = shutil.disk_usage(parent).free, cost.get("written", 0.0)
+    lines = [f"{run.title}: {len(run.table)} rows, {len(run.table) - missing} done, {missing} to do"]
+    if trial.measured:
+        parts = ", ".join(f"{stage} {cost[stage]:.1f}" for stage in STAGES[:3])
+        lines += [
+            f"  measured      {trial.measured}",
+            f"  time          {sum(map(cost.__getitem__, STAGES[:3])):.0f} s on {len(run.devices)} devices: {parts}",
+            f"  to write      {need / 1e9:.3f} GB into {run.folder}{': NOT ENOUGH SPACE' if need > free else ''}",
+        ]
+    elif missing:
+        lines.append("  time, bytes   unknown, since nothing could be measured")
+    lines.append(f"  free there    {free / 1e9:.3f} GB")
+    return "\n".join(lines + [f"  unreadable    {each}" for each in trial.failures])
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A probe trained for two epochs: seconds before, beside epochs, and of scores; seconds per row by stage."""
+
+    rows: Mapping[str, int]
+    once: tuple[float, float, float]
+    pace: Mapping[str, float]
+    saving: Sequence[float]
+
+
+def fit_work(rows: int, values: int) -> float:
+    """Multiplications per row of a fit of the ridge: the smaller Gram matrix, and its factor."""
+    return values * min(rows, values) + min(rows, values) ** 3 / 3 / rows
+
+
+class Estimates:
+    """Costs of runs; each split is extracted once and each kind of training tried once, in a folder."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self.settings, self.folder, self.held = settings, folder, KeptEncoder()
+        self.trials: dict[LatentsRef, Trial] = {}
+        self.tried: dict[str, Tried] = {}
+
+    def of_run(self, config: RunConfig) -> Cost:
+        """What a run costs beside what earlier ones have extracted. Raises UsageError and LaryError."""
+        cost, splits, probe = dict.fromkeys((*STAGES, *BYTES), 0.0), {}, probe_config(config)
+        for role, split in roles_here(config, self.settings).items():
+            asked, begun = extract_config(config, split), time.monotonic()
+            if (ref := LatentsRef.of(asked)) in self.trials:
+                prepare_run(asked, self.settings, self.held)
+                own: Cost = {"start": time.monotonic() - begun}
+            else:
+                self.trials[ref] = try_extraction(asked, self.settings, self.folder, self.held)
+                own = self.trials[ref].cost
+            trial = self.trials[ref]
+            if trial.latents is None:
+                raise LaryError(f"Nothing of {split} can be read: {trial.failures[0]}")
+            splits[role] = replace(trial.latents, table=trial.run.table)
+            if probe.control in FRAME_CONTROLS and not separate(trial.latents, config.protocol):
+                own = {name: 2 * value for name, value in own.items()}  # the changed frames are extracted, too
+                splits[role] = replace(splits[role], store={**trial.latents.store, CHANGED: probe.control})
+            cost |= {name: cost[name] + value for name, value in own.items()}
+        self.held.clear()
+        found = self.of_probe(probe, splits)
+        return {name: value + found.get(name, 0.0) for name, value in cost.items()}
+
+    def of_probe(self, config: ProbeConfig, splits: dict[str, SplitLatents]) -> Cost:
+        """What the trainings of all seeds and folds, and their scores, cost. Raises UsageError and LaryError."""
+        task, sizes = task_of(config, self.settings), {role: len(split.table) for role, split in splits.items()}
+        if config.folds:
+            count = sizes["train"] + sizes["seen"]
+            sizes = {"train": count - count // config.folds, "seen": count // config.folds}
+        own, ridge, values = task.probe, task.kind == "ridge", prod(splits["train"].source.shape)
+        devices, start = pick_devices(config.gpus, config.device, every=not ridge), 0.0
+        brief = {"shrinkages": own.shrinkages[:2]} if ridge else {"epochs": 2}
+        key = repr((config.dataset, task.kind, config.precision, config.project, values, replace(own, **brief)))
+        if key not in self.tried:
+            few = FEW if devices[0] == "cpu" else own.batch_size
+            rows = {role: min(count, (2 if role == "train" else 1) * few) for role, count in sizes.items()}
+            first = self.try_probe(config, splits, devices[0], rows, brief | {"batch_size": few})
+            rows = {role: min(count, MOST_ROWS) for role, count in sizes.items()}
+            while ridge and rows["train"] * fit_work(rows["train"], values) > RIDGE_WORK and rows["train"] > FEW:
+                rows["train"] //= 2
+            for role, count in rows.items() if not ridge else ():
+                # Whole batches, but for those that would take too long.
+                pace = first.pace["training" if role == "train" else "evaluation"]
+                least = own.batch_size if pace * own.batch_size < LONGEST_BATCH else FEW
+                rows[role] = min(count, max(1, int(SECONDS / pace / least)) * least)
+            brief["batch_size"] = min(own.batch_size, rows["train"])
+            self.tried[key] = self.try_probe(config, splits, devices[0], rows, brief)
+            start = max(0.0, sum(first.once) - sum(self.tried[key].once))
+        tried, repeats = self.tried[key], len(seeds_of(config)) * (config.folds or 1)
+        averaged = task.kind in ("mlp", "dit") and config.protocol == "corrected"
+        passes = {role: own.epochs + (averaged and role != "train") for role in sizes}
+        count, scored = sizes["train"], sum(sizes.values()) - sizes["train"]
+        work = fit_work(count, values) / fit_work(tried.rows["train"], values) if ridge else 1.0
+        training = own.epochs * count * work * tried.pace["training"] / len(devices)
+        evaluation = passes["seen"] * scored * tried.pace["evaluation"] / len(devices)
+        source, limit, begun = splits["train"].source, MEMORY_SHARE * memory_bytes() / len(devices), time.perf_counter()
+        rate = len(source.read(spread(len(source), CHUNK))) and (time.perf_counter() - begun) / min(len(source), CHUNK)
+        passes = {role: 1 if FLOAT * size * values <= limit else passes[role] for role, size in sizes.items()}
+        if passes["train"] > 1:  # reading ahead hides the shorter of the two
+            training = max(training, passes["train"] * count * rate)
+        # The state is saved after the first epoch, and then for a share of the time.
+        save, *_, last = tried.saving
+        training += last + save * min(own.epochs - 1, 1 + STATE_SHARE * (training + evaluation) / max(save, 1e-9))
+        width = 4 if getattr(source, "dtype", "float32") == "float32" else 2
+        pooled, seen = scored * (config.folds or 1), sum(tried.rows.values()) - tried.rows["train"]
+        return {
+            "start": start,
+            "latents": tried.once[0] * sum(sizes.values()) / sum(tried.rows.values()) + repeats * tried.once[1],
+            "training": repeats * training,
+            "evaluation": repeats * evaluation,
+            "scoring": tried.once[2] * max(1.0, pooled / seen),
+            "read": repeats * width * values * sum(passes[role] * size for role, size in sizes.items()),
+        }
+
+    def try_probe(
+        self, config: ProbeConfig, splits: Mapping[str, SplitLatents], device: str, rows: Mapping[str, int], brief: Any
+    ) -> Tried:
+        """Train on some rows of the splits, whose latents are those that there are, again and again."""
+        times, spent = [time.perf_counter()], defaultdict[str, list[float]](list)
+        task, seeds = task_of(replace(config, folds=None), self.settings), seeds_of(config)
+        task.probe, task.splits = replace(task.probe, **brief), {}
+        for role, count in rows.items():
+            table = splits[role].table.take(spread(len(splits[role].table), count))
+            source = splits[role].source.take(np.resize(np.arange(len(splits[role].source)), len(table)))
+            task.splits[role] = replace(splits[role], table=table, source=source)
+        inputs = inputs_of(task)
+        times.append(time.perf_counter())
+        with TemporaryDirectory(dir=self.folder) as folder, np.errstate(all="ignore"):  # few rows, equal seeds
+            session = Session(
+                protocol=config.protocol, preset=config.probe_preset, seed=seeds[0], device=device, folder=Path(folder),
+                identity="dry run", precision=config.precision, spent=spent,
+            )  # fmt: skip
+            outcome: Any = task.train(session)
+            times.append(time.perf_counter())
+            facts = run_facts(task, inputs, [device]) | {"options": outcome.settings}
+            task.write(Path(folder), [outcome] * len(seeds), facts)
+        prepared, trained, scored = np.diff([*times, time.perf_counter()]).tolist()
+        counts = {"training": rows["train"], "evaluation": sum(rows.values()) - rows["train"]}
+        beside = trained - sum(sum(spent[stage]) for stage in (*counts, "saving"))
+        pace = {stage: float(np.median(spent[stage][1:])) / count for stage, count in counts.items()}
+        return Tried(rows, (prepared, beside, scored), pace, spent["saving"])
+
+
+def estimate_runs(configs: Mapping[str, RunConfig], settings: Settings) -> str:
+    """Measure what runs cost, by their titles, as a table with their sum; nothing is changed."""
+    started, costs = time.process_time(), dict[str, Cost]()
+    with TemporaryDirectory() as folder:
+        estimates = Estimates(settings, Path(folder))
+        for title, config in configs.items():
+            try:
+                costs[title] = estimates.of_run(config)
+                costs[title]["start"] += 0.0 if len(costs) > 1 else started
+            except LaryError as error:
+                log.warning("%s: its cost is unknown: %s", title.strip(), error)
+    if len(costs) > 1:
+        costs["  sum"] = {name: sum(cost[name] for cost in costs.values()) for name in (*STAGES, *BYTES)}
+    rows = [("", *STAGES, "all, s", *(f"{name}, GB" for name in BYTES))]
+    for title, cost in costs.items():
+        seconds = [cost[stage] for stage in STAGES]
+        values = [f"{each:.1f}" for each in (*seconds, sum(seconds))] + [f"{cost[name] / 1e9:.3g}" for name in BYTES]
+        rows.append((title, *values))
+    return "\n".join(aligned(rows)) if costs else ""
