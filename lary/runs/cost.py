@@ -16,16 +16,52 @@ from typing import Any
 import numpy as np
 
 from lary.configs import ExtractConfig, RunConfig
-from lary.latents.pipeline import MOST_WORKERS, KeptEncoder, encode_units, plan_units
-from lary.latents.ref import LatentsRef, SplitLatents, open_latents
-from lary.probes.sources import CHUNK, FLOAT, MEMORY_SHARE
-from lary.probes.training import STATE_SHARE, Session
+from lary.latents.pipeline import (
+    MOST_WORKERS,
+    KeptEncoder,
+    encode_units,
+    plan_units,
+)
+from lary.latents.ref import (
+    LatentsRef,
+    SplitLatents,
+    open_latents,
+)
+from lary.probes.sources import (
+    CHUNK,
+    FLOAT,
+    MEMORY_SHARE,
+)
+from lary.probes.training import (
+    STATE_SHARE,
+    Session,
+)
 from lary.registry import aligned
-from lary.runs.extract import CHANGED, FRAME_CONTROLS, Run, missing_rows, open_run, prepare_run, separate
-from lary.runs.probe import inputs_of, run_facts, task_of
-from lary.runs.run import extract_config, probe_config, roles_here
+from lary.runs.extract import (
+    CHANGED,
+    FRAME_CONTROLS,
+    Run,
+    missing_rows,
+    open_run,
+    prepare_run,
+    separate,
+)
+from lary.runs.probe import (
+    inputs_of,
+    run_facts,
+    task_of,
+)
+from lary.runs.run import (
+    extract_config,
+    probe_config,
+    roles_here,
+)
 from lary.runs.tasks import ProbeConfig, seeds_of
-from lary.runtime import log, memory_bytes, pick_devices
+from lary.runtime import (
+    log,
+    memory_bytes,
+    pick_devices,
+)
 from lary.settings import Setting, Settings
 from lary.types import LaryError
 
@@ -64,10 +100,15 @@ def encode_some(run: Run, rows: Sequence[int], size: int, together: int, setting
     job = replace(run.job, config=replace(run.job.config, batch_size=size), store=store, processes=len(run.devices))
     most, begun = PACE_SECONDS if together == size else SECONDS, time.monotonic()
     for report in encode_units(
-        job, table, plan_units(range(len(rows)), store.unit_rows), run.encoder.device, run.encoder, waits=waits,
+        job,
+        table,
+        plan_units(range(len(rows)), store.unit_rows),
+        run.encoder.device,
+        run.encoder,
+        waits=waits,
         advance=lambda count: ends.append((time.monotonic(), count)),
         stopped=lambda: time.monotonic() - ends[0][0] > most,
-    ):  # fmt: skip
+    ):
         failures += [f"row {rows[each.row or 0] + 1}: {each.reason}" for each in report.failures]
     seconds, count = time.monotonic() - begun, sum(each for _, each in ends)
     store.write_table(table, run.ref.table(settings), run.ref.latent_root(settings), ())
@@ -228,7 +269,12 @@ class Estimates:
         }
 
     def try_probe(
-        self, config: ProbeConfig, splits: Mapping[str, SplitLatents], device: str, rows: Mapping[str, int], brief: Any
+        self,
+        config: ProbeConfig,
+        splits: Mapping[str, SplitLatents],
+        device: str,
+        rows: Mapping[str, int],
+        brief: Any,
     ) -> Tried:
         """Train on some rows of the splits, whose latents are those that there are, again and again."""
         times, spent = [time.perf_counter()], defaultdict[str, list[float]](list)
@@ -242,9 +288,15 @@ class Estimates:
         times.append(time.perf_counter())
         with TemporaryDirectory(dir=self.folder) as folder, np.errstate(all="ignore"):  # few rows, equal seeds
             session = Session(
-                protocol=config.protocol, preset=config.probe_preset, seed=seeds[0], device=device, folder=Path(folder),
-                identity="dry run", precision=config.precision, spent=spent,
-            )  # fmt: skip
+                protocol=config.protocol,
+                preset=config.probe_preset,
+                seed=seeds[0],
+                device=device,
+                folder=Path(folder),
+                identity="dry run",
+                precision=config.precision,
+                spent=spent,
+            )
             outcome: Any = task.train(session)
             times.append(time.perf_counter())
             facts = run_facts(task, inputs, [device]) | {"options": outcome.settings}

@@ -22,7 +22,13 @@ from lary.data.splits import find_table
 from lary.data.tables import INDEX_COLUMN, MEDIA_COLUMNS, SampleTable, read_table, write_csv
 from lary.files import digest, read_failures, read_json, remove_torn, write_failures, write_json
 from lary.latents.choice import check_frames_there
-from lary.latents.pipeline import Interrupted, Job, KeptEncoder, UnitReport, make_encoder
+from lary.latents.pipeline import (
+    Interrupted,
+    Job,
+    KeptEncoder,
+    UnitReport,
+    make_encoder,
+)
 from lary.latents.ref import (
     TABLE_FOLDER,
     LatentsRef,

@@ -37,15 +37,38 @@ SECTIONS = {"options": dict, "grid": dict, "runs": list}
 MOST_RUNS, LONGEST, MEDIA_TRIED = 10_000, 200, 64
 
 IN_FOLDER = (
-    "model", "dataset", "protocol", "weights", "latent", "pool", "layer", "size", "name", "model_type", "action_mode",
-    "control", "project",
-)  # fmt: skip
+    "model",
+    "dataset",
+    "protocol",
+    "weights",
+    "latent",
+    "pool",
+    "layer",
+    "size",
+    "name",
+    "model_type",
+    "action_mode",
+    "control",
+    "project",
+)
 """Options in a result's folder name; runs that differ in others get their own folder."""
 
 OF_LATENTS = (
-    "weights", "revision", "precision", "model_seed", "dtype", "store", "shard_rows", "limit", "batch_size",
-    "cpu_batch", "compile", "device", "mode", "stride",
-)  # fmt: skip
+    "weights",
+    "revision",
+    "precision",
+    "model_seed",
+    "dtype",
+    "store",
+    "shard_rows",
+    "limit",
+    "batch_size",
+    "cpu_batch",
+    "compile",
+    "device",
+    "mode",
+    "stride",
+)
 """Options that change latents but not their folder: all runs of a sweep share them."""
 
 
