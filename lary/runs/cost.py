@@ -87,7 +87,7 @@ class Trial:
     failures: Sequence[str] = ()
 
 
-def spread(count: int, most: int) -> list[int]:
+def evenly(count: int, most: int) -> list[int]:
     """Some of the numbers below `count`, evenly."""
     return list(map(int, np.linspace(0, count - 1, max(1, min(count, most)))))
 
@@ -131,11 +131,11 @@ def try_extraction(config: ExtractConfig, settings: Settings, folder: Path, held
     # A CPU encodes row by row; an accelerator's batches are always whole.
     singly = run.encoder.device == "cpu" and not config.cpu_batch
     size = 1 if singly else config.batch_size
-    warm = [missing[at] for at in spread(len(missing), 2 * MOST_WORKERS * size)]
+    warm = [missing[at] for at in evenly(len(missing), 2 * MOST_WORKERS * size)]
     first, first_seconds, _, pace, _ = encode_some(run, warm, size, size, other)
     count = min(MOST_ROWS, max(4 * size, int(SECONDS / pace)))
     size = config.batch_size if count >= 4 * config.batch_size else size
-    rows = [missing[at] for at in spread(len(missing), count)]
+    rows = [missing[at] for at in evenly(len(missing), count)]
     count, seconds, waited, _, failures = encode_some(run, rows, size, count, own)
     # Beyond its rows, the first pass starts readers and checks the encoder.
     cost["start"] += max(0.0, first_seconds - first * seconds / count)
@@ -250,7 +250,7 @@ class Estimates:
         training = own.epochs * count * work * tried.pace["training"] / len(devices)
         evaluation = passes["seen"] * scored * tried.pace["evaluation"] / len(devices)
         source, limit, begun = splits["train"].source, MEMORY_SHARE * memory_bytes() / len(devices), time.perf_counter()
-        rate = len(source.read(spread(len(source), CHUNK))) and (time.perf_counter() - begun) / min(len(source), CHUNK)
+        rate = len(source.read(evenly(len(source), CHUNK))) and (time.perf_counter() - begun) / min(len(source), CHUNK)
         passes = {role: 1 if FLOAT * size * values <= limit else passes[role] for role, size in sizes.items()}
         if passes["train"] > 1:  # reading ahead hides the shorter of the two
             training = max(training, passes["train"] * count * rate)
@@ -281,7 +281,7 @@ class Estimates:
         task, seeds = task_of(replace(config, folds=None), self.settings), seeds_of(config)
         task.probe, task.splits = replace(task.probe, **brief), {}
         for role, count in rows.items():
-            table = splits[role].table.take(spread(len(splits[role].table), count))
+            table = splits[role].table.take(evenly(len(splits[role].table), count))
             source = splits[role].source.take(np.resize(np.arange(len(splits[role].source)), len(table)))
             task.splits[role] = replace(splits[role], table=table, source=source)
         inputs = inputs_of(task)
