@@ -33,9 +33,10 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 KINDS: dict[str, dict[str, Any]] = {
     "features": {"backbone": "hf:{out}/vit", "cache_features": True, "steps": 700},
+    "efficientnet": {"backbone": "efficientnet-lite0", "cache_features": True, "steps": 700},
     "pixels": {"backbone": "lapa", "image_size": 16, "patch_size": 2, "dim": 32, "steps": 400, "entropy": 0.0},
 }
-"""Features of a transformer with random weights (8 x 8 cells of 32 channels), or pixels of the second frame."""
+"""Features of a transformer with random weights (8 x 8 cells of 32 channels), of EfficientNet (112), or pixels."""
 PAPER = {"recipe": "paper", "averaging": True, "lr": 1e-3, "entropy": 0.0}
 COLUMNS = (
     "perplexity", "codes_used", "closest_codes", "quantisation_error", "latent_spread", "latent_rank", "gap_hard",
