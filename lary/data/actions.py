@@ -60,7 +60,10 @@ def read_numbers(path: Path, dtype: npt.DTypeLike = np.float32) -> Array:
 
 
 def read_chunk(path: Path, space: ActionSpace) -> Floats:
-    """A pair's chunk (K, A) float32, also from K*A step-major values. Raises MediaError."""
+    """A pair's chunk (K, A) float32, also from K*A step-major values.
+
+    Raises MediaError.
+    """
     values, steps, size = read_numbers(path), space.horizon, len(space.dims)
     if values.shape not in ((steps, size), (steps * size,)):
         expected = f"({steps}, {size}) or ({steps * size},)"
@@ -90,7 +93,7 @@ def read_actions(
     threads: int = THREADS,
     bar: Progress | None = None,
 ) -> Iterator[Floats | Failure]:
-    """The actions of all rows in order, read ahead; an unreadable file is a Failure."""
+    """The actions of all rows in order, or a Failure, read ahead."""
     space = table.spec.actions
     arms = poses(space, frame) if mode == "relative" else ()
 
@@ -154,7 +157,7 @@ def motion(steps: Floats, arms: tuple[Pose, ...] = ()) -> Floats:
 
 
 def in_frame(folder: str, frame: Frame) -> str:
-    """A path below ``regression`` or ``regression_relative``, for the motion of a frame."""
+    """A path below ``regression`` or ``regression_relative``, for a frame's motion."""
     return str(PurePosixPath(FOLDERS[frame], *PurePosixPath(folder).parts[1:]))
 
 
@@ -190,7 +193,7 @@ class Moments(NamedTuple):
 
 
 def measure(robots: Sequence[str], chunks: Iterable[Floats | Failure]) -> tuple[dict[str, Moments], list[Failure]]:
-    """Moments by robot type of the steps of chunks (n, A), and the unreadable files."""
+    """Moments by robot type of chunks (n, A), and the unreadable files."""
     whole: dict[str, Moments] = {}
     failures = []
     for robot, chunk in zip(robots, chunks, strict=True):

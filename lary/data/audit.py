@@ -38,7 +38,7 @@ ORDER = ("leak", "warning", "note")
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found in one split, or in two that were compared: `count` of `total`."""
+    """What was found in one split or two: `count` of `total`."""
 
     severity: str
     kind: str
@@ -118,7 +118,7 @@ class Part:
 def finding(
     kind: str, parts: tuple[Part, ...], hits: Collection[str], total: int | None = None, **facts: object
 ) -> list[Finding]:
-    """One finding, or none where nothing was hit, of `total` or of the last part's rows."""
+    """One finding, or none, of `total` or of the last part's rows."""
     if not hits:
         return []
     severity, text = KINDS[kind]
@@ -179,7 +179,7 @@ def open_parts(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> li
 
 
 def inspect_table(part: Part) -> list[Finding]:
-    """What a split's own table says: groups, repeated rows, pairs against time or the stride."""
+    """What a split's own table says of groups, rows and pairs."""
     rows, one, first = part.rows, (part,), part.rows["first"]
     again, equal = rows.duplicated("shown"), rows.duplicated(["shown", "target"])
     found = finding("no_group", one, list(first[[not source for source in part.table.sources]]))
@@ -255,7 +255,7 @@ def digest_frames(part: Part, workers: int, findings: list[Finding]) -> dict[str
 
 
 def compare_tables(one: Part, other: Part) -> list[Finding]:
-    """What two splits share, and what the second alone has; usually `one` trains."""
+    """What two splits share, and what the second alone has."""
     both = (one, other)
     mine, theirs = ({*part.rows["first"], *part.rows["last"]} for part in both)
     found = finding("same_file", both, sorted(mine & theirs), len(theirs))

@@ -114,7 +114,7 @@ def clip_tasks(
 
 
 class ClipReport(NamedTuple):
-    """Clips asked for, made now and there before; the failures, and their list."""
+    """Clips asked for, made and kept; the failures, and their list."""
 
     wanted: int
     made: int
@@ -168,7 +168,7 @@ def read_columns(table: Path, *names: str) -> list[list[str]]:
 
 
 def make_clips(tasks: Sequence[Task]) -> dict[Path, str]:
-    """Make the clips of one span; ``made``, ``kept`` or the failure for each file."""
+    """Make the clips of one span; ``made``, ``kept`` or the failure by file."""
     done = {}
     for task in tasks:
         try:
@@ -199,7 +199,7 @@ def cut_forward(source: Path, start: float, duration: float, out: Path) -> None:
 
 
 def cut_reversed(forward: Path, out: Path) -> None:
-    """All frames of a clip in reverse order, MPEG-4, at its rate and size. Raises MediaError."""
+    """Reverse a clip, as MPEG-4 at its rate and size. Raises MediaError."""
     with opened_video(forward) as (_, stream):
         rate = stream.average_rate or Fraction(30)
         rate = rate.limit_denominator(max(1, min(1001, int(MPEG4_TICKS / rate))))

@@ -144,7 +144,7 @@ def hub_errors(hub: str, repository: str) -> Iterator[None]:
 
 
 def downloadable(names: Sequence[str] = ()) -> list[DatasetSpec]:
-    """The records of `names`, or of all published data sets. Raises UsageError."""
+    """The records of `names`, or all published ones. Raises UsageError."""
     if not names:
         return [spec for spec in DATASETS if spec.repository]
     specs = [DATASETS.get(name) for name in dict.fromkeys(names)]
@@ -155,7 +155,7 @@ def downloadable(names: Sequence[str] = ()) -> list[DatasetSpec]:
 
 
 def accept(specs: Sequence[DatasetSpec], accepted: bool, ask: Callable[[str], str] | None) -> None:
-    """Show the terms of every source. Raises UsageError if they aren't accepted."""
+    """Show the terms of sources. Raises UsageError if they aren't accepted."""
     print(f"Sources and terms of: {', '.join(spec.name for spec in specs)}")
     for licence in dict.fromkeys(licence for spec in specs for licence in spec.licences):
         use = "commercial use allowed" if licence.commercial else "no commercial use"
@@ -183,7 +183,7 @@ def known_folders(specs: Iterable[DatasetSpec]) -> list[str]:
 
 
 def belongs(path: str, spec: DatasetSpec) -> bool:
-    """Whether a file is of a data set, by the folders and names of its record."""
+    """Whether a file is of a data set, by its record's folders and names."""
 
     def folded(text: str) -> str:  # names are spelled in several ways
         return re.sub(r"[^a-z0-9]", "", text.lower())
@@ -215,7 +215,7 @@ def choose(files: Sequence[RemoteFile], specs: Sequence[DatasetSpec], config: Do
 
 
 def find_place(archive: str, folders: Sequence[str]) -> Callable[[str], str]:
-    """Where the members of an archive belong below ``DATA_DIR``, among the folders of the layout.
+    """Where the members of an archive belong, among the folders of the layout.
 
     In this order: by the member's track (``regression/calvin/...``) or folder
     (``calvin/...``), the archive's folder or name (``regression/calvin.tar``).
@@ -277,11 +277,11 @@ class Download:
         self.entries: JsonDict = found["files"]
 
     def is_done(self, file: RemoteFile) -> bool:
-        """Whether a file is in its place, and is the same on the hub since."""
+        """Whether a file is in its place, and the same on the hub."""
         return bool(self.entries.get(file.path) == file.entry)
 
     def run(self) -> None:
-        """Fetch the files, and place each once all parts of its archive are here."""
+        """Fetch the files, and place whole archives."""
         self.data_dir.mkdir(parents=True, exist_ok=True)
         for rest in self.data_dir.glob(f"{SCRATCH}*"):  # of a run that was killed
             shutil.rmtree(rest, ignore_errors=True)
@@ -312,7 +312,7 @@ class Download:
             shutil.rmtree(self.cache, ignore_errors=True)
 
     def fetch(self, file: RemoteFile) -> Path:
-        """Fetch a file, twice if it arrives damaged. Raises LaryError if it does so again."""
+        """Fetch a file, twice if it arrives damaged. Raises LaryError."""
         path = inside(self.cache, file.path)
         problem, left = file.problem(path) if path.is_file() else "it is missing", TRIES
         while problem and left:
@@ -328,7 +328,10 @@ class Download:
         return path
 
     def place(self, name: str, paths: Sequence[Path]) -> None:
-        """Unpack an archive, or move a file, replacing no other content. Raises LaryError."""
+        """Unpack an archive, or move a file, replacing no other content.
+
+        Raises LaryError.
+        """
         if whole_name(name):
             where = find_place(name, known_folders(downloadable()))
             with progress(sum(path.stat().st_size for path in paths), f"unpacking {name}", "byte") as bar:
@@ -347,7 +350,7 @@ class Download:
 
 
 def download(config: DownloadConfig, settings: Settings, ask: Callable[[str], str] | None = None) -> Download:
-    """Show the terms, then fetch, check and unpack; with `config.dry_run` only choose the files.
+    """Show the terms, fetch, check and unpack; with `config.dry_run` choose the files.
 
     `ask` asks a person. Raises UsageError for refused terms, another
     repository in the folder, or no files, LaryError for an unreachable hub or

@@ -107,7 +107,7 @@ def image_problem(data: bytes, *, pixels: bool = True) -> str:
 
 
 def _pixels_problem(data: bytes, width: int, height: int) -> str:
-    """How the pixels of a PNG (ISO/IEC 15948) differ in number from its size."""
+    """How a PNG's pixels (ISO/IEC 15948) differ in number from its size."""
     at, kind, stream = len(PNG), b"", bytearray()
     while kind != b"IEND":
         size, kind = struct.unpack_from(">I4s", data, at)

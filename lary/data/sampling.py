@@ -70,7 +70,7 @@ def gray_frames(path: Path) -> Iterator[Pixels]:
 
 
 def motion_picks(differences: Doubles, count: int = FRAMES) -> Ints:
-    """The later frame of the pair at each of `count` equal parts of the motion, (count,) int64.
+    """The later frame at each of `count` equal parts of the motion, (count,) int64.
 
     Without any motion, every pick is frame 1, as published.
     """

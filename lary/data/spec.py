@@ -181,7 +181,7 @@ class DatasetSpec:
 
     @property
     def split_sets(self) -> tuple[str, ...]:
-        """Names of drawn splits that can replace the published ones, such as ``by-episode``."""
+        """Names of drawn splits that replace published ones, such as ``by-episode``."""
         mark = f"{self.train}_"
         found = [name.removeprefix(mark) for name in self.drawn if name.startswith(mark)]
         return tuple(name.replace("_", "-") for name in found if f"{self.validation}_{name}" in self.drawn)

@@ -102,7 +102,7 @@ class VerifyReport(NamedTuple):
 
 
 def verify(config: CheckConfig, settings: Settings) -> VerifyReport:
-    """Check the files of all tables of some groups and write both reports. Raises UsageError."""
+    """Check the files of some groups and write both reports. Raises UsageError."""
     root, data_dir = settings.path("LARY_ROOT"), settings.path("DATA_DIR").absolute()
     config.check_counts("workers")
     if config.timeout <= 0:
@@ -224,7 +224,7 @@ def rows_problem(path: Path, column: str, rows: Sequence[int], reason: str) -> C
 
 
 def check_frame_numbers(group: CheckedGroup) -> None:
-    """Report frame numbers behind the end of their clip, of clips that were decoded in full."""
+    """Report frame numbers behind the end of clips that were decoded in full."""
     for path, clips, cells in group.frames:
         wrong = dict[int, str]()
         for row, (clip, cell) in enumerate(zip(clips, cells, strict=True)):

@@ -88,7 +88,10 @@ class AtomicRule:
 
     @classmethod
     def of(cls, options: MotionOptions, grip: float = 0.5) -> AtomicRule:
-        """The rule of a command; `grip` is the middle of the gripper's range. Raises UsageError."""
+        """The rule of a command; `grip` is the middle of the gripper's range.
+
+        Raises UsageError.
+        """
         axes = tuple(part.strip() for part in options.axes.split(","))
         middle, opens = grip if options.grip is None else options.grip, options.gripper_high == "open"
         return cls(options.threshold, options.reach, axes, middle, opens, options.deltas, options.settle)
@@ -201,7 +204,7 @@ def find_column(option: str, text: str, dims: Sequence[str]) -> int:
 
 
 class SourceEpisode(NamedTuple):
-    """An episode to import: its folder, such as ``ep_3``, its name in messages, and its task in words.
+    """An episode to import: its folder, its name in messages, and its task in words.
 
     `values` reads its values (T, A); `images` gives for T the image files of
     ascending frames.

@@ -248,7 +248,7 @@ class LeRobotImport:
         return self._opened(self.data.video(item, camera)[0])
 
     def _values(self, camera: str, item: Episode) -> Floats:
-        """The values of an episode, once the frames of its rows are known."""
+        """The values of an episode, once its frames are known."""
         if self._is_video(camera):
             stamps = self.data.table(item, []).column("timestamp").to_pylist()
             self.numbers[camera, item.index], in_order = self._video(camera, item).numbers(item.index, stamps)
@@ -325,7 +325,7 @@ def stored_image(cell: Any) -> bytes:
 
 
 def read_licence(data: LeRobot, name: str | None) -> Licence:
-    """The licence of the command, or else of the head of the data set's README.md."""
+    """The licence of the command, or of the data set's README.md."""
     card = data.folder / "README.md"
     if name is None and card.is_file():
         with card.open(encoding="utf-8", errors="replace") as file:

@@ -185,7 +185,7 @@ class LeRobot:
         return self._file(self.meta.data_path, episode, "data")
 
     def video(self, episode: Episode, camera: str) -> tuple[Path, float]:
-        """A camera's video, and the second at which the episode begins in it."""
+        """A camera's video, and the second at which the episode begins."""
         part = f"videos/{camera}"
         start = self._number(episode, f"{part}/from_timestamp") if self.version == 3 else 0.0
         return self._file(self.meta.video_path or "{video_path}", episode, part, camera), start
@@ -231,7 +231,7 @@ def _flat_names(found: Any) -> Iterator[str]:
 
 
 def open_lerobot(source: str, revision: str | None = None) -> LeRobot:
-    """A data set in a folder, or on the hub, whose metadata are fetched. Raises LaryError."""
+    """A data set in a folder, or on the hub. Raises LaryError."""
     folder = as_path(source)
     if folder.is_dir():
         return LeRobot(folder)
@@ -286,7 +286,10 @@ def frame_numbers(seconds: Doubles, start: float, stamps: Sequence[float], fps: 
 
 
 class EpisodeVideo:
-    """A video of the episodes `members` (`LeRobot.members`), read forward. Raises MediaError."""
+    """A video of the episodes `members` (`LeRobot.members`), read forward.
+
+    Raises MediaError.
+    """
 
     def __init__(self, path: Path, members: Sequence[tuple[float, int, int]], fps: float) -> None:
         self.path, self.fps = path, fps
@@ -302,7 +305,7 @@ class EpisodeVideo:
         self.stretches = dict(zip(numbers, zip(starts, first.tolist(), ends.tolist(), strict=True), strict=True))
 
     def numbers(self, episode: int, stamps: Sequence[float]) -> tuple[Ints, bool]:
-        """The frames of an episode's rows, and whether they are in order because the stamps contradict them.
+        """The frames of an episode's rows, and whether in order, as stamps contradict them.
 
         Raises MediaError where there are not as many frames as rows, either.
         """
@@ -321,7 +324,7 @@ class EpisodeVideo:
         return near, False
 
     def images(self, wanted: list[int]) -> Iterator[bytes]:
-        """The image files of some frames, ascending. Raises MediaError, for these frames alone."""
+        """Image files of some frames, ascending. Raises MediaError, for these alone."""
         try:
             content = next(video_images(self.frames, wanted[:1]))
         except (LaryError, ValueError):  # a damaged picture of an earlier episode has ended the reading
@@ -343,7 +346,7 @@ def first_frames(seconds: Doubles, starts: Doubles, fps: float) -> Ints:
 
 
 def stretch_ends(first: Ints, rows: Ints, count: int) -> Ints:
-    """Where the stretches of a video's episodes end, (episodes,) int64: empty for those of unknown place.
+    """Where the stretches of a video's episodes end, (episodes,) int64: empty for lost ones.
 
     Episodes begin at the frames `first`. Of runs without a gap, one that fits
     to the start or end of the video, of `count` frames, is right.

@@ -55,7 +55,7 @@ SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "
 def import_trajectories(
     source: Path, out: Path, config: TrajectoryConfig, cut: Cut, dims: Sequence[str] = ()
 ) -> ImportReport:
-    """Write images, actions, tables and record below `out`; unusable episodes are left out and named.
+    """Write a data set below `out`; unusable episodes are left out and named.
 
     `dims` name the action dimensions of pairs, by default ``a0``, ``a1`` ...
     Raises UsageError for a wrong option, no episodes or an existing import;
@@ -102,7 +102,7 @@ def columns_cut(config: AtomicConfig) -> MotionCut:
 
 
 def read_values(folder: Path, names: list[str] | None) -> Doubles:
-    """The actions (T, A) of an episode; fills an empty list of names, compares another."""
+    """The actions (T, A) of an episode; fills or compares the list of names."""
     path = folder / ACTIONS
     actions = read_numbers(path, np.float64)
     if actions.ndim != 2 or not actions.size:
@@ -115,7 +115,7 @@ def read_values(folder: Path, names: list[str] | None) -> Doubles:
 
 
 def find_images(folder: Path, length: int, wanted: list[int]) -> Iterable[bytes]:
-    """The image files of some frames of an episode with `length` actions. Raises MediaError."""
+    """Image files of an episode with `length` actions. Raises MediaError."""
     files = sorted((path for path in folder.iterdir() if path.is_file()), key=numbered)
     images = [path for path in files if path.suffix.lower() in IMAGES]
     videos = [path for path in files if path.suffix.lower() in VIDEOS]
@@ -135,7 +135,7 @@ def numbered(path: Path) -> tuple[int, str]:
 
 
 def choose_splits(groups: Sequence[str], strata: Sequence[str] | None, share: float, seed: int) -> list[str]:
-    """The split of every row, with whole groups in either. Raises UsageError."""
+    """The split of every row, with whole groups. Raises UsageError."""
     splits = np.full(len(groups), "train")
     splits[split_groups(groups, share, strata, seed)[1]] = "val"
     return [*splits.tolist()]

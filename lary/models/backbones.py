@@ -31,7 +31,10 @@ RESAMPLING: dict[int, ResizeMethod] = {1: "pil_lanczos", 2: "pil_bilinear", 3: "
 
 
 def any_backbone(name: str) -> ModelSpec | None:
-    """The record of ``hf:<folder or hub id>``; None for another form. Raises UsageError."""
+    """The record of ``hf:<folder or hub id>``; None for another form.
+
+    Raises UsageError.
+    """
     if not name.startswith(PREFIX):
         return None
     location = name.removeprefix(PREFIX)
@@ -74,7 +77,10 @@ def read_preprocess(location: str) -> Preprocess:
 
 
 def find_file(location: str, names: tuple[str, ...], revision: str | None = None) -> Path | None:
-    """The first of some files in a folder or hub repository, or None. Raises UsageError."""
+    """The first of some files in a folder or hub repository, or None.
+
+    Raises UsageError.
+    """
     folder: Path | None = as_path(location)
     if folder is not None and not folder.exists():
         folder = fetch_file(location, names, revision)
@@ -110,7 +116,6 @@ def configured_size(location: str) -> int | None:
 
 
 def _preprocess_of(config: JsonDict) -> Preprocess:
-    """Translate an image processor's configuration."""
     size, crop = config.get("size", 224), config.get("crop_size")
     if "max_num_patches" in config:  # any size: a square has so many
         size = math.isqrt(config["max_num_patches"]) * config["patch_size"]
@@ -235,7 +240,6 @@ class AnyBackbone(NetworkEncoder):
         return tokens.unflatten(1, (steps, -1))
 
     def _outputs(self, inputs: Tensor) -> Any:
-        """What the network returns for images (B, 3, H, W), or clips."""
         import torch
 
         further = dict(self._further)
@@ -263,7 +267,10 @@ class AnyBackbone(NetworkEncoder):
         return states[self._layer]
 
     def _find_cells(self) -> Cells:
-        """Where the tokens of image cells are, by encoding random frames. Raises UsageError."""
+        """Where the tokens of image cells are, by encoding random frames.
+
+        Raises UsageError.
+        """
         import torch
 
         side, name, frames = self._spec.preprocess.size, self._spec.name, self._frames

@@ -149,6 +149,5 @@ class RandomViT(NetworkEncoder):
         self._blocks = blocks.eval().to(context.device)
 
     def run(self, clips: Tensor) -> Tensor:
-        """Clips (B, T, 3, 128, 128) to tokens (B, T, 64, 96)."""
         patches = self._embed(clips.flatten(0, 1)).flatten(2).transpose(1, 2)
         return self._blocks(patches + self._place).unflatten(0, clips.shape[:2])

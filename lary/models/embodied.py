@@ -160,7 +160,10 @@ def find_parts(spec: ModelSpec, context: ModelContext) -> tuple[Checkpoint, Chec
 
 
 def read_villa_config(file: Path) -> VillaConfig:
-    """The configuration of villa-X; unknown fields are named in the log. Raises LaryError."""
+    """The configuration of villa-X; unknown fields are named in the log.
+
+    Raises LaryError.
+    """
     from pydantic import ValidationError
 
     from lary.nets.spacetime import VillaConfig

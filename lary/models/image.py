@@ -38,7 +38,7 @@ class Backbone:
 
 
 def backbone_of(kind: str) -> Backbone:
-    """The entry of ``records.json`` for a ``model_type`` of a model or tower."""
+    """The entry of ``records.json`` for a ``model_type``."""
     return Backbone(**with_tuples(builtin_tables()["backbones"][kind.removesuffix("_vision_model")]))
 
 
@@ -104,7 +104,7 @@ def image_tower(config: JsonDict) -> JsonDict:
 
 
 def patch_inputs(images: Tensor, patch: int) -> Tensors:
-    """Inputs of a model of variable resolution: images (B, 3, H, W) in patches."""
+    """Inputs of a model of any resolution: images (B, 3, H, W) in patches."""
     import torch
 
     batch, channels, height, width = images.shape

@@ -52,7 +52,10 @@ class NetworkEncoder:
             log.info("%s: the weights have D = %d, not %d as in the record", spec.name, self.dim, spec.dim)
 
     def encode(self, clips: Tensor) -> Latents:
-        """Clips (B, T, 3, H, W) of the record's size to tokens of `run`. Raises LaryError."""
+        """Clips (B, T, 3, H, W) of the record's size to tokens of `run`.
+
+        Raises LaryError.
+        """
         check_frames(self._spec, clips, side=self._spec.preprocess.size)
         return Latents(self.run_alone(clips))
 
@@ -111,7 +114,10 @@ def built_from(origin: object, name: str, device: str | None = "meta") -> Iterat
 
 
 def with_weights(network: Any, found: Checkpoint, read: Reader, device: str) -> Any:
-    """A network, so far without memory, with exactly these weights. Raises LaryError."""
+    """A network, so far without memory, with exactly these weights.
+
+    Raises LaryError.
+    """
     if found.seed is not None:
         return draw_weights(network, found.seed).to(device)
     tensors = read()

@@ -213,7 +213,10 @@ class ModelCheck:
 
 
 def check_model(spec: ModelSpec, config: CheckModelConfig, values: Mapping[str, str]) -> ModelCheck:
-    """Run a model on generated frames: what extraction would refuse. Raises LaryError."""
+    """Run a model on generated frames: what extraction would refuse.
+
+    Raises LaryError.
+    """
     from lary.models.running import MEDIA, build
     from lary.runtime import pick_devices
 

@@ -31,7 +31,7 @@ def wan_arguments(*, dim: int, dec_dim: int, **config: Any) -> JsonDict:
 
 
 def flux_arguments(**config: Any) -> JsonDict:
-    """Fields of FLUX.2's published code, but `resolution`, for diffusers' AutoencoderKLFlux2."""
+    """Fields of FLUX.2's published code for diffusers, without `resolution`."""
     multiples = config["ch_mult"]
     return {
         "in_channels": config["in_channels"],
@@ -79,7 +79,6 @@ def empty_vjepa(arguments: Mapping[str, Any], origin: object) -> Any:
 
 
 def read_renamed(found: Checkpoint, table: str) -> Tensors:
-    """The tensors of a checkpoint by the library's names."""
     tensors = read_tensors(found.files, weight_layout(table))
     return rename_keys(tensors, table) if found.config is None else tensors
 
@@ -128,7 +127,6 @@ class WanEncoder(NetworkEncoder):
 
 
 def read_flux(found: Checkpoint) -> Tensors:
-    """The tensors of FLUX.2's autoencoder by the library's names."""
     import torch
 
     tensors = read_renamed(found, "flux2")
@@ -299,7 +297,6 @@ class EfficientNetEncoder(NetworkEncoder):
         return Latents(self.run_alone(clips.flatten(0, 1)).unflatten(0, clips.shape[:2]))
 
     def run(self, images: Tensor) -> Tensor:
-        """Images (B, 3, 128, 128) to tokens (B, 64, 112)."""
         network = self._network
         features = network._swish(network._bn0(network._conv_stem(images)))
         for block in network._blocks[: self._blocks]:

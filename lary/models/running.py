@@ -148,7 +148,7 @@ def build(
     compiled: bool = False,
     trainable: bool = False,
 ) -> LoadedEncoder:
-    """The encoder of a record, with its weights, on its device; a `trainable` one has gradients.
+    """A record's encoder with its weights; a `trainable` one has gradients.
 
     Raises UsageError without a class, or for one that draws no random weights.
     """
@@ -174,7 +174,7 @@ def build(
 
 @contextmanager
 def author_named(spec: ModelSpec) -> Iterator[None]:
-    """Errors in a plug-in's code as a LaryError with its file and line."""
+    """Raise errors of a plug-in's code as a LaryError with file and line."""
     import torch
 
     try:

@@ -197,7 +197,7 @@ def _is_complete(folder: Path, layout: Layout) -> bool:
 
 
 def fetch_file(repository: str, names: tuple[str, ...], revision: str | None = None) -> Path | None:
-    """The folder of the first of some files of a repository; None where it lacks them, or is denied.
+    """The folder of the first of some files of a repository, if it has one to give.
 
     Raises UsageError if neither hub nor cache answers.
     """

@@ -75,7 +75,7 @@ class CosineAttention(nn.Module):
 
 
 class Gated(nn.Sequential):
-    """First half times an activation of the second: (..., 2 * M) to (..., M)."""
+    """First half times an activation of the second: (..., 2 M) to (..., M)."""
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = x.chunk(2, dim=-1)
@@ -332,7 +332,7 @@ class ResidualBlock(nn.Module):
 
 
 def residual_blocks(narrow: int, wide: int, count: int) -> nn.Sequential:
-    """`count` blocks, the first of which changes the number of channels."""
+    """Blocks, the first of which changes the number of channels."""
     first = ResidualBlock(narrow, wide)
     return nn.Sequential(first, *(ResidualBlock(wide, wide) for _ in range(count - 1)))
 

@@ -78,7 +78,7 @@ def gelu_mlp(dim: int, hidden: int, approximate: str = "none") -> nn.Sequential:
 
 
 def sinusoid(count: int, dim: int, device: Any = None) -> Tensor:
-    """Fixed positions (N, D): sine and cosine in turn, frequencies 10000^(-2i/D)."""
+    """Positions (N, D): sine and cosine in turn, frequencies 10000^(-2i/D)."""
     frequencies = torch.exp(torch.arange(0, dim, 2, device=device).float() * -(math.log(10000.0) / dim))
     angles = torch.arange(count, device=device).float()[:, None] * frequencies
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)[:, :dim]
@@ -94,7 +94,6 @@ class UniVLAAttention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(dim, dim), nn.Dropout(dropout))
 
     def forward(self, x: Tensor, causal: bool = False) -> Tensor:
-        """(B, N, D) to the same shape."""
         q, k, v = (split_heads(to(x), self.heads) for to in (self.to_q, self.to_k, self.to_v))
         return self.to_out(attend_heads(q, k, v, causal))
 
@@ -340,8 +339,6 @@ class VillaEncoder(nn.Module):
 
 
 class VillaNetwork(nn.Module):
-    """Latent actions between the neighbouring frames of a clip."""
-
     def __init__(self, config: VillaConfig) -> None:
         super().__init__()
         self.window = config.d_t

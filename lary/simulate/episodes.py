@@ -127,12 +127,12 @@ class Recording:
 
 
 def sampled(count: int) -> list[int]:
-    """Nine of `count` frame numbers, evenly spaced from the first to the last."""
+    """Nine of `count` frame numbers, evenly spaced."""
     return [math.floor(step * (count - 1) / (SAMPLED - 1) + 0.5) for step in range(SAMPLED)]
 
 
 def make_plan(config: SimulateConfig) -> list[Recording]:
-    """All episodes, with 60 % train, 20 % val and 20 % unseen pairs, then all clips."""
+    """All episodes, with 60 % train, 20 % val and 20 % unseen pairs, then clips."""
     train, val = round(0.6 * config.pairs), round(0.2 * config.pairs)
     counts = (train, val, config.pairs - train - val)
     recordings = [each for split, count in enumerate(counts) for each in _episodes(config.seed, split, count)]
@@ -193,7 +193,7 @@ def rows_of_tables(recordings: Sequence[Recording]) -> dict[str, list[dict[str, 
 
 
 def follow(scene: scenes.Scene, script: Script, home: tuple[float, ...], frames: int) -> tuple[Doubles, Doubles] | None:
-    """Joints (T, 7) and tool poses (T, 6) along a script, None if out of reach."""
+    """Joints (T, 7) and tool poses (T, 6) along a script; None out of reach."""
     solver = Solver(scene.model, scene.data, home)
     joints, _ = solver.solve(script.path.at(0.0), np.array(home), iterations=400)
     states, poses = [], []
@@ -263,7 +263,7 @@ def play(recording: Recording, size: int) -> tuple[list[Pixels], Floats]:
 
 
 def perform(recording: Recording, data_dir: Path, size: int) -> None:
-    """Play a recording and write its files; action (7,) t is pose and command of state t + 1."""
+    """Write a recording's files; action (7,) t is pose and command of state t + 1."""
     cv2.setNumThreads(1)
     root = data_dir / recording.folder
     images, states = play(recording, size)

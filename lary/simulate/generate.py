@@ -81,7 +81,7 @@ def check_numbers(config: SimulateConfig) -> None:
 
 
 def claim_folder(out: Path, record: JsonDict, *, overwrite: bool) -> None:
-    """Record what fills the folder. Raises UsageError for another simulation, or none, in it."""
+    """Record what fills the folder. Raises UsageError for what else is in it."""
     data_dir = out / "data"
     found = next((path for path in (out / RECORD, out / UNFINISHED) if path.is_file()), None)
     if found is not None and read_json(found, "record of a simulation") == record:
@@ -102,7 +102,7 @@ def claim_folder(out: Path, record: JsonDict, *, overwrite: bool) -> None:
 
 
 def robot_stats(recordings: Sequence[Recording], data_dir: Path) -> dict[str, JsonDict]:
-    """Mean, std and count of the training actions (7,) by robot type, as in `Moments.entry`."""
+    """Mean, std and count of the training actions (7,) by robot, as in `Moments.entry`."""
     chunks: dict[str, list[Floats]] = {}
     for recording in recordings:
         if recording.pairs and recording.split == "train":

@@ -47,7 +47,7 @@ class View:
 
 @dataclass(frozen=True)
 class Lamp:
-    """A lamp at a position (3,), its colour and that of ambient light, linear (3,)."""
+    """A lamp's position (3,), its colour and that of ambient light, linear (3,)."""
 
     position: Doubles
     direct: Doubles
@@ -162,7 +162,7 @@ def distractors(rng: np.random.Generator, kinds: Sequence[str], taken: Sequence[
 
 
 def tinted(room: Room, rng: np.random.Generator) -> Room:
-    """The room with its surfaces in other, drawn shades."""
+    """The room in drawn shades."""
 
     def tint(material: Material) -> Material:
         factor = rng.uniform(0.7, 1.25) * rng.uniform(0.88, 1.12, 3)
@@ -190,7 +190,7 @@ def view_of(room: Room, rng: np.random.Generator, *, fixed: bool) -> View:
 
 
 def lamp_of(room: Room, view: View, rng: np.random.Generator) -> Lamp:
-    """Draw a lamp above and to one side of the camera, and its brightness."""
+    """Draw a lamp above and beside the camera."""
     side = math.copysign(1.0, view.position[1]) * float(rng.choice([-1.0, 0.6]))
     position = rng.uniform((0.5, 0.5, 1.5), (1.0, 1.1, 2.0)) * (1, side, 1)
     tint = np.array([1 + room.warmth, 1.0, 1 - room.warmth])

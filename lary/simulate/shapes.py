@@ -46,7 +46,7 @@ class Geom:
 
 @dataclass(frozen=True)
 class Thing:
-    """An object: its primitives, opening and height of a grip, radius on the table."""
+    """An object: primitives, opening and height of a grip, radius on the table."""
 
     name: str
     geoms: tuple[Geom, ...]
