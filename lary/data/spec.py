@@ -39,7 +39,7 @@ class LabelSpace:
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Constants, or a file of statistics per robot type below ``DATA_DIR``, or the training split.
+    """Constants, or statistics in a file below ``DATA_DIR``, or of the training split.
 
     `command` makes the file, `relative_command` that of relative actions.
     """
@@ -187,7 +187,7 @@ class DatasetSpec:
         return tuple(name.replace("_", "-") for name in found if f"{self.validation}_{name}" in self.drawn)
 
     def roles(self, chosen: str | None = None) -> dict[str, str]:
-        """Splits by role: ``train``, ``seen`` (which validates) and, if there is one, ``unseen``.
+        """Splits by role: ``train``, ``seen`` (which validates) and any ``unseen``.
 
         `chosen` is one of `split_sets`, or None for the published splits.
         Raises UsageError.

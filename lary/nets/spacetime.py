@@ -169,7 +169,7 @@ class UniVLANetwork(nn.Module):
         return self.to_codebook(encoded[:, 1, :CODES])
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Patch features of pairs (B, 2, N, 768) to rows of controllable latents, and ids (B, 4)."""
+        """Features of pairs (B, 2, N, 768) to controllable rows, and ids (B, 4)."""
         weight: Any = self.vq_action["codebook"].weight
         return nearest_rows(self.latent(self.encode(features)), weight)
 
