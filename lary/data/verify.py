@@ -224,7 +224,7 @@ def rows_problem(path: Path, column: str, rows: Sequence[int], reason: str) -> C
 
 
 def check_frame_numbers(group: CheckedGroup) -> None:
-    """Report frame numbers behind the end of clips that were decoded in full."""
+    """Report frame numbers behind the end of clips that were decoded."""
     for path, clips, cells in group.frames:
         wrong = dict[int, str]()
         for row, (clip, cell) in enumerate(zip(clips, cells, strict=True)):
@@ -377,7 +377,7 @@ def inspect(path: Path, kind: str, shape: list[int] | None, *, whole: bool) -> l
 
 
 def text_report(report: JsonDict) -> str:
-    """The report in the published layout."""
+    """The published layout."""
     listed, summary, issues = ["Metadata CSVs", ""], ["Summary", ""], ["Issues", ""]
     issue = "  {status}\t{kind}\trefs={refs}\tcsv={table}\tcolumn={column}\tpath={path}\treason={reason}"
     for name, group in report["groups"].items():
