@@ -163,7 +163,6 @@ def read_rows(path: Path, columns: list[str], most: int, size: int, where: tuple
 
 
 def npy_bytes(values: Array) -> bytes:
-    """The bytes of an ``.npy`` file of an array."""
     content = io.BytesIO()
     np.save(content, np.ascontiguousarray(values), allow_pickle=False)
     return content.getvalue()

@@ -28,14 +28,12 @@ class OldPaths:
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The specification of a moved module; None for all others."""
         return ModuleSpec(fullname, cast(Any, self)) if fullname[:5] == "lary." and fullname in moved() else None
 
     def create_module(self, spec: ModuleSpec) -> None:
         """An ordinary module will do."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Fill a moved module with the names of the new ones."""
         found = moved()[module.__name__]
         warnings.warn(f"{module.__name__} is now {' and '.join(found)}", DeprecationWarning, stacklevel=2)
         for name in found:

@@ -103,8 +103,6 @@ class Paths(Options):
 
 
 class ProtocolOptions(Options):
-    """Options that choose between the latents of a model."""
-
     protocol: BenchmarkProtocol = "corrected"
     latent: Literal["continuous", "quantized", "noisy"] | None = None
     layer: int | None = None
@@ -113,36 +111,26 @@ class ProtocolOptions(Options):
 
 
 class SubjectOptions(ProtocolOptions):
-    """Options that name a model and a data set."""
-
     model: str
     dataset: str
 
 
 class StoredOptions(SubjectOptions):
-    """Options that choose between extracted latents."""
-
     weights: Literal["random"] | None = None
     pool: str | None = None
 
 
 class InputOptions(Options):
-    """Options that a data set's record decides, for commands that name them."""
-
     mode: Mode | None = None
     stride: int | None = None
 
 
 class DeviceOptions(Options):
-    """Options that choose devices of this machine."""
-
     gpus: str | None = None
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
 
 
 class EncoderOptions(DeviceOptions, ProtocolOptions):
-    """Options of how a model is loaded and run."""
-
     weights: str | None = None
     revision: str | None = None
     precision: Precision = "fp32"
@@ -157,8 +145,6 @@ class ClusterOptions(Options):
 
 
 class ExtractionOptions(ClusterOptions, InputOptions, EncoderOptions, SubjectOptions):
-    """Options of how media are read, and how latents are stored."""
-
     limit: int | None = None
     batch_size: int = 16
     cpu_batch: bool = False
@@ -182,8 +168,6 @@ class ExtractConfig(ExtractionOptions):
 
 
 class LatentsConfig(StoredOptions):
-    """Options that name the extracted latents of one split."""
-
     split: str
 
 
@@ -196,8 +180,6 @@ class ConvertConfig(LatentsConfig):
 
 
 class TrainingOptions(Options):
-    """Options of a probe's size, and of its training and scored splits."""
-
     splits: str | None = None
     probe_preset: str = "paper"
     seeds: str | None = None
@@ -207,8 +189,6 @@ class TrainingOptions(Options):
 
 
 class ProbeOptions(TrainingOptions):
-    """Options of what a probe is trained on and how."""
-
     control: ProbeControl | None = None
     project: int | None = None
     probe_batch_size: int | None = None
@@ -217,8 +197,6 @@ class ProbeOptions(TrainingOptions):
 
 
 class ActionOptions(Options):
-    """Options of the kind of a regression probe and of its target."""
-
     model_type: Literal["mlp", "dit", "ridge"] = "mlp"
     action_mode: Literal["absolute", "relative"] = "absolute"
     relative_frame: RelativeFrame | None = None
@@ -256,8 +234,6 @@ class ControlsConfig(DeviceOptions, TrainingOptions, ActionOptions, SubjectOptio
 
 
 class SweepConfig(ClusterOptions):
-    """Options of many runs from one file."""
-
     dry_run: bool = False
     gpus_per_run: float | None = None
     cpus_per_run: float = 1.0
@@ -265,14 +241,10 @@ class SweepConfig(ClusterOptions):
 
 
 class CheckModelConfig(EncoderOptions):
-    """Options of a trial of one model on generated frames."""
-
     seed: int = 0
 
 
 class DiagnoseConfig(StoredOptions):
-    """Options of a diagnosis of the latents of one split, before any probe."""
-
     split: str | None = None
     rows: int | None = None
     batch_size: int = 64
@@ -280,8 +252,6 @@ class DiagnoseConfig(StoredOptions):
 
 
 class AnalyzeConfig(Options):
-    """Options of figures and tables from finished runs."""
-
     folder: Path | None = None
     out: Path | None = None
     model: tuple[str, ...] = ()

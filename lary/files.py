@@ -48,10 +48,7 @@ REMEDIES = {
 
 
 class WriteError(LaryError, OSError):
-    """The error for a file that can't be written.
-
-    It is an `OSError`, too, for callers that count one as a failed sample.
-    """
+    """The error for a file that can't be written; an `OSError`, too, for callers that count one as a failed sample."""
 
 
 # Writing
@@ -64,11 +61,7 @@ def cannot_write(path: Path, error: OSError) -> WriteError:
 
 
 def create_temporary(path: Path) -> tuple[int, str]:
-    """Make a new file beside `path`; returns its descriptor and name.
-
-    `remove_torn` recognises the name. Raises WriteError where the folder can't
-    be made or written to.
-    """
+    """Make a new file beside `path` that `remove_torn` knows; returns its descriptor and name. Raises WriteError."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     try:
         for _ in range(ATTEMPTS):
@@ -88,11 +81,8 @@ def create_temporary(path: Path) -> tuple[int, str]:
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a binary stream into a file that appears once it is complete.
 
-    The stream goes to a temporary file in the same folder, which is synced to
-    disk and renamed, or removed if the block fails.
-
-    Raises WriteError where the folder can't be made or written to, or the disk
-    is full or broken.
+    It is a temporary file in the same folder, which is synced to disk and renamed, or removed if the block fails.
+    Raises WriteError where the folder can't be made or written to, or the disk is full or broken.
     """
     handle, name = create_temporary(path)
     try:
@@ -114,10 +104,9 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 
 def remove_torn(folder: Path, name: str = "*", *, below: bool = False) -> None:
-    """Remove the temporary files that killed writers have left.
+    """Remove what killed writers have left of files of a name or pattern, in `folder` or, with `below`, below it.
 
-    They were to become files of this name or pattern, in `folder` or, with
-    `below`, below it. Only for a folder that no other process writes to.
+    No other process may write there.
     """
     for file in (folder.rglob if below else folder.glob)(f".{name}.*.tmp"):
         with suppress(OSError):
@@ -180,8 +169,7 @@ def write_failures(file: Path, failures: Sequence[Failure]) -> None:
 def open_regular(path: Path) -> Iterator[IO[bytes]]:
     """Open a regular file for reading; a pipe or device might never end.
 
-    It is inspected once it is open, so that nothing can be swapped in between.
-    Raises OSError, or ValueError for a path with a null character.
+    It is inspected once it is open, so that nothing is swapped in between. Raises OSError, ValueError for a null in it.
     """
     # O_NONBLOCK: to open a pipe would wait for its writer.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -328,10 +316,7 @@ def check_name(name: str, what: str) -> None:
 
 
 def digest(*parts: str | bytes, length: int = 16) -> str:
-    """A hexadecimal SHA-256 prefix over parts, each with its length.
-
-    So ("ab", "c") and ("a", "bc") differ.
-    """
+    """A hexadecimal SHA-256 prefix over parts, each with its length: ("ab", "c") and ("a", "bc") differ."""
     state = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -355,11 +340,7 @@ def media_facts(path: Path) -> str:
 
 
 def file_digest(path: Path, length: int = 16, state: Any = None) -> str:
-    """A hexadecimal SHA-256 prefix of a regular file. Raises OSError.
-
-    A `length` of 64 is the whole. A `state` of another hash, which may have
-    read something before, takes the place of SHA-256.
-    """
+    """A hexadecimal prefix of a regular file's SHA-256, or of `state`, a hash of another kind. Raises OSError."""
     state = state or hashlib.sha256()
     with open_regular(path) as file:
         while block := file.read(1 << 20):

@@ -14,8 +14,6 @@ from lary.types import UsageError, as_path
 
 
 class Named(Protocol):
-    """Anything with a name: a record."""
-
     @property
     def name(self) -> str: ...
 
@@ -160,11 +158,7 @@ def load_plugin(path: str | Path) -> None:
 
 
 def line_in(file: Path, error: BaseException) -> str:
-    """`` in FILE, line N``: where an error passed an author's code.
-
-    It is the last line in the folder of `file`, but
-    not in an installed package; empty for none.
-    """
+    """`` in FILE, line N``: the last line in the folder of `file`, in no installed package, that an error passed."""
     place, here = "", Path(__file__).parent
     for frame in traceback.extract_tb(error.__traceback__):
         path = Path(frame.filename)

@@ -81,7 +81,6 @@ class PlainStream:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write a text."""
         plain = CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
         return int(self._stream.write(plain))
 
@@ -121,7 +120,6 @@ class ProgressBar:
         self._bar = tqdm(total=total, initial=done, desc=title, unit=f" {unit}s", leave=False, disable=off)
 
     def advance(self, count: int = 1) -> None:
-        """Count finished work."""
         self._done += count
         self._bar.update(count)
         if self._bar.disable and time.monotonic() - self._logged > SECONDS_BETWEEN_LINES:
@@ -146,7 +144,6 @@ class ProgressBar:
 
 
 def progress(total: int, title: str, unit: str = "sample", done: int = 0) -> closing[ProgressBar]:
-    """A progress bar for the length of a block."""
     return closing(ProgressBar(total, title, unit, done))
 
 
@@ -178,7 +175,6 @@ def timed(items: Iterable[Item], waits: list[float]) -> Iterator[Item]:
 
 @functools.cache
 def tell_once(message: str) -> None:
-    """Log a line at its first call only."""
     log.info(message)
 
 

@@ -149,7 +149,6 @@ def check_setting(name: str, problem: str) -> None:
 
 
 def check_path(name: str, value: str, origin: str) -> None:
-    """Refuse a value that no file system takes. Raises UsageError."""
     if problem := path_problem(value):
         shown = value if len(value) < 60 else f"{value[:60]}..."
         raise UsageError(f"{name} ({origin}) is no path: {problem}: {shown!r}.")
@@ -168,7 +167,6 @@ def _read_config(file: Path) -> dict[str, str]:
 
 
 def config_template() -> str:
-    """A ``lary.yaml`` with all variables commented out."""
     lines = ["# Settings of lary. Precedence: command line > environment > this file > default.", ""]
     for name, (meaning, default, _) in VARIABLES.items():
         shown = (default or "").replace("{LARY_ROOT}/", "")
@@ -177,7 +175,6 @@ def config_template() -> str:
 
 
 def init_config(file: Path, *, overwrite: bool = False) -> Path:
-    """Write a commented ``lary.yaml``. Raises UsageError if there is one already."""
     if file.exists() and not overwrite:
         raise UsageError(f"{file} exists already; change it with 'lary config set NAME VALUE' or pass --overwrite.")
     write_text(file, config_template())

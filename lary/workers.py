@@ -197,7 +197,6 @@ class Pool:
         self._dropping = False
 
     def close(self) -> None:
-        """End all processes for good."""
         self.settle()
         self._threads.shutdown(wait=False, cancel_futures=True)
         for worker in self.workers:

@@ -76,16 +76,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def sentence(error: BaseException) -> str:
-    """What went wrong, and the lines of plug-ins that it passed."""
+    """What went wrong, and the lines of plug-ins that it passed and doesn't name."""
     from lary.files import reason_of
     from lary.registry import PLUGIN
 
-    lines: list[str] = []
+    lines: dict[str, str] = {}
     cause: BaseException | None = error
     while cause is not None:
         for frame, number in traceback.walk_tb(cause.__traceback__):
             if str(frame.f_globals.get("__name__")).startswith(PLUGIN):
-                lines.append(f"\n  {frame.f_code.co_filename}, line {number}, in {frame.f_code.co_name}")
+                lines[f"{frame.f_code.co_filename}, line {number}"] = frame.f_code.co_name
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     text = str(error)
     if isinstance(error, MemoryError | RecursionError) or (MEMORY.search(text) and not isinstance(error, LaryError)):
@@ -95,4 +95,4 @@ def sentence(error: BaseException) -> str:
     elif not isinstance(error, LaryError | OSError):
         text = f"{type(error).__name__}: {reason_of(error)}"
         text += "" if lines else "; --debug shows where"
-    return text + "".join(dict.fromkeys(lines))
+    return text + "".join(f"\n  {line}, in {name}" for line, name in lines.items() if f"{line}:" not in text)

@@ -15,18 +15,16 @@ from lary.lam.configs import TrainLamConfig
 if TYPE_CHECKING:
     from lary.runs.probe import ProbeRun
 
-train_app = App(name="train", help="Train latent action models.", help_format="plaintext")
+train_app = App(name="train")
 
 
 def demo(config: DemoConfig = DemoConfig()) -> int:
-    """Run the whole benchmark on simulated robots in minutes, and write the report."""
     from lary.runs.run import run_demo
 
     return run_demo(config)
 
 
 def simulate(out: Path, *, config: SimulateConfig = SimulateConfig()) -> None:
-    """Make a data set of two simulated robot arms in the benchmark's layout."""
     from lary.simulate import simulate as work
 
     for table, count in work(out, config).items():
@@ -34,7 +32,6 @@ def simulate(out: Path, *, config: SimulateConfig = SimulateConfig()) -> None:
 
 
 def extract(config: configs.ExtractConfig, paths: Paths = Paths()) -> int:
-    """Extract latents of one split with a model."""
     if config.dry_run:
         print(paths.call("lary.runs.cost:estimate", config))
         return 0
@@ -44,17 +41,14 @@ def extract(config: configs.ExtractConfig, paths: Paths = Paths()) -> int:
 
 
 def classify(config: configs.ClassifyConfig, paths: Paths = Paths()) -> int:
-    """Train the attentive probe that classifies actions, and score it."""
     return show_run(paths.call("lary.runs.probe:classify", config))
 
 
 def regress(config: configs.RegressConfig, paths: Paths = Paths()) -> int:
-    """Train the probe that decodes the robot's actions, and score it."""
     return show_run(paths.call("lary.runs.probe:regress", config))
 
 
 def run(config: configs.RunConfig, *, dry_run: bool = False, paths: Paths = Paths()) -> int:
-    """Extract the splits that the probe needs and train it; finished parts are kept."""
     if dry_run:
         print(paths.call("lary.runs.cost:estimate_runs", {f"{config.model} on {config.dataset}": config}))
         return 0
@@ -65,7 +59,6 @@ def run(config: configs.RunConfig, *, dry_run: bool = False, paths: Paths = Path
 
 
 def show_run(done: ProbeRun, *lines: str) -> int:
-    """Print the summary of a run; returns the exit code."""
     from lary.runs.probe import summary
 
     print(summary(done.result), *lines, f"Written to {done.folder}", sep="\n")
@@ -73,12 +66,10 @@ def show_run(done: ProbeRun, *lines: str) -> int:
 
 
 def sweep(file: Path, *, config: configs.SweepConfig = configs.SweepConfig(), paths: Paths = Paths()) -> int:
-    """Run many models, data sets and options from a file; finished runs are kept."""
     return int(paths.call("lary.runs.sweep:run_sweep", file, config))
 
 
 def controls(config: configs.ControlsConfig, paths: Paths = Paths()) -> None:
-    """Run a model with its controls and state its margin over each."""
     print(paths.call("lary.runs.controls:run_controls", config).text())
 
 

@@ -23,11 +23,10 @@ if TYPE_CHECKING:
 SHOWN = 20
 """Failures that are printed; a file or report lists all of them."""
 
-data_app = App(name="data", help="Download, import, prepare, check, audit and split data.", help_format="plaintext")
+data_app = App(name="data")
 
 
 def show_failures(failures: Sequence[Failure], where: str) -> int:
-    """Print the first failures; returns the exit code."""
     for failure in failures[:SHOWN]:
         print(f"failed: {failure.path}: {failure.reason}")
     if len(failures) > SHOWN:
@@ -88,7 +87,6 @@ def split(table: Path, *, config: configs.SplitConfig = configs.SplitConfig(), p
 
 
 def indices(table: Path, config: configs.IndicesConfig = configs.IndicesConfig(), paths: Paths = Paths()) -> int:
-    """Choose the frames of each clip of a table: write its column sample_indices."""
     report = paths.call("lary.data.sampling:write_indices", table, config)
     code = show_failures(report.failures, "left out of the table")
     print(f"{report.out}: {report.rows} rows, {len(report.failures)} failed")
@@ -178,7 +176,6 @@ def import_videos(folder: Path, config: configs.VideosConfig, paths: Paths = Pat
 
 
 def show_import(report: ImportReport, name: str, root: Path, what: str = "pairs", of: str = "episodes ") -> int:
-    """Print what was imported; the exit code."""
     code = show_failures(report.failures, f"all in {root / 'data' / f'{name}_import_failures.csv'}")
     counts = ", ".join(f"{count} {part}" for part, count in report.rows.items())
     print(

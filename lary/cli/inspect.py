@@ -13,14 +13,11 @@ from lary.registry import load_plugin
 from lary.settings import CONFIG_NAME, VARIABLES, init_config, set_config
 from lary.types import UsageError
 
-config_app = App(name="config", help="Show or change settings.", help_format="plaintext")
-latents_app = App(
-    name="latents", help="Inspect, verify, convert and export extracted latents.", help_format="plaintext"
-)
+config_app = App(name="config")
+latents_app = App(name="latents")
 
 
 def doctor(*, paths: Paths = Paths()) -> int:
-    """Check this machine: its devices, and whether what settings name can be used."""
     settings = paths.settings()
     import torch
 
@@ -66,7 +63,6 @@ def doctor(*, paths: Paths = Paths()) -> int:
 
 
 def models(key: str | None = None, *, paths: Paths = Paths()) -> None:
-    """List the models and whether their weights are here, or show the record of one."""
     values = paths.settings().values()
     from lary.models.overview import model_text, models_table
     from lary.models.spec import MODELS
@@ -75,7 +71,6 @@ def models(key: str | None = None, *, paths: Paths = Paths()) -> None:
 
 
 def datasets(key: str | None = None, *, paths: Paths = Paths()) -> None:
-    """List the data sets with their terms, or show one and how to cite it."""
     paths.settings()
     from lary.data.spec import DATASETS, dataset_text, datasets_table
 
@@ -83,7 +78,6 @@ def datasets(key: str | None = None, *, paths: Paths = Paths()) -> None:
 
 
 def check_model(key: str, config: configs.CheckModelConfig = configs.CheckModelConfig(), paths: Paths = Paths()) -> int:
-    """Try a model on generated frames: shapes, range, determinism, last frame, time."""
     values = paths.settings().values()
     file, colon, name = key.rpartition(":")
     if colon and file.endswith(".py"):
@@ -100,7 +94,6 @@ def check_model(key: str, config: configs.CheckModelConfig = configs.CheckModelC
 
 
 def diagnose(config: configs.DiagnoseConfig, paths: Paths = Paths()) -> None:
-    """Diagnose extracted latents: channels, rank, use of codes."""
     from lary.results.diagnostics import diagnosis_text
 
     found, file = paths.call("lary.results.diagnostics:diagnose_split", config)
@@ -113,12 +106,10 @@ def analyze(
     config: configs.AnalyzeConfig = configs.AnalyzeConfig(),
     paths: Paths = Paths(),
 ) -> None:
-    """Make figures and tables from finished runs."""
     print(paths.call("lary.results.analyses:make_analysis", kind, config).text())
 
 
 def report(folder: Path | None = None, *, out: Path | None = None, paths: Paths = Paths()) -> None:
-    """Write one offline HTML page of all results below a folder."""
     from lary.results.report import write_report
 
     print(write_report(folder or paths.settings().path("LARY_LOG_DIR"), out))
@@ -132,7 +123,6 @@ def table(
     out: Path | None = None,
     paths: Paths = Paths(),
 ) -> None:
-    """Print finished runs as tables of a paper, the best in bold."""
     from lary.files import write_text
     from lary.results.table import table_text
 
@@ -143,7 +133,6 @@ def table(
 def export_file(
     run: Path, /, *more: Path, out: Annotated[Path, Parameter(alias="-o")], predictions: bool = True
 ) -> None:
-    """Write finished runs of one model as one file."""
     from lary.results.submission import export_runs
 
     names = export_runs((run, *more), out, predictions=predictions)
@@ -151,7 +140,6 @@ def export_file(
 
 
 def board(folder: Path, *, out: Path = Path("board")) -> int:
-    """Check exported files (schema, digests, metrics) and make a site of the sound ones."""
     from lary.results.submission import build_board
 
     text, refused = build_board(folder, out)
@@ -160,7 +148,6 @@ def board(folder: Path, *, out: Path = Path("board")) -> int:
 
 
 def compare(*results: Path, role: Literal["seen", "unseen"] = "seen", seed: int = 0, json: Path | None = None) -> None:
-    """Compare the first result with each other: paired differences, Holm's p values."""
     from lary.files import write_json
     from lary.results.compare import compare_results
 
@@ -176,7 +163,6 @@ def compare(*results: Path, role: Literal["seen", "unseen"] = "seen", seed: int 
 
 
 def verify_runs(run: Path, /, *more: Path) -> int:
-    """Recompute the metrics of finished runs from their folders; exit code 1 on a difference."""
     from lary.results.verify import verify_run
 
     found = [verify_run(place) for place in (run, *more)]
@@ -185,7 +171,6 @@ def verify_runs(run: Path, /, *more: Path) -> int:
 
 
 def schema(*, out: Path | None = None) -> None:
-    """Print the JSON Schema of result.json."""
     from lary.files import write_text
     from lary.results.record import schema_text
 

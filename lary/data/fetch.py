@@ -134,8 +134,9 @@ def hub_errors(hub: str, repository: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        login = "hf auth login" if hub == "huggingface" else "modelscope login"
         raise LaryError(
-            f"{hub} doesn't give {repository}: {reason_of(error)}. Check network, name and 'hf auth login'; the same "
+            f"{hub} doesn't give {repository}: {reason_of(error)}. Check network, name and '{login}'; the same "
             "command resumes where it stopped."
         ) from error
 

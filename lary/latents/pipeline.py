@@ -104,7 +104,6 @@ KeptEncoder = dict[str, LoadedEncoder]  # at most one, by what it was made of
 
 
 def make_encoder(job: Job, model: ModelSpec, device: str, held: KeptEncoder | None = None) -> LoadedEncoder:
-    """Load the model on a device, or take it from those `held`. Raises LaryError."""
     config, held = job.config, {} if held is None else held
     context = ModelContext(device, config.protocol, job.weights, config.revision, config.seed, job.variables)
     key = repr((model, context, config.precision, config.compile, job.plugins))
@@ -180,7 +179,6 @@ def encode_units(
 
 
 def most_frames(table: SampleTable) -> int:
-    """The largest number of frames T of a table's samples."""
     if table.spec.media == "pair":
         return 2
     return 1 + int(table.frame[INDEX_COLUMN].str.count(",").max())
@@ -369,7 +367,6 @@ class OpenUnit:
                 self._unwritten.append(Failure(row, sample.media[0], str(error)))
 
     def commit(self) -> UnitReport:
-        """Wait for the writes and commit the rows. Raises what a write raised."""
         with self._stack:
             for write in self._writes:
                 write.result()

@@ -90,7 +90,6 @@ class LatentsRef:
 
     @property
     def title(self) -> str:
-        """The model's name in stores and results."""
         return self.name or self.model
 
     @property
@@ -118,7 +117,6 @@ class LatentsRef:
         return root / "controls" / self.control if self.control else root
 
     def folder(self, settings: Settings) -> Path:
-        """The folder of the latents."""
         return self.latent_root(settings) / self.spec.name / self.split / self.tag
 
     def table(self, settings: Settings) -> Path:
@@ -183,7 +181,6 @@ class SplitLatents:
 
     @property
     def frames(self) -> int:
-        """Number of frames T of the first sample."""
         return len(self.table[0].frame_index) or len(self.table[0].media)
 
     def on(self, device: str) -> SplitLatents:
@@ -242,11 +239,10 @@ def open_latents(settings: Settings, ref: LatentsRef) -> SplitLatents:
 
 
 Opened = tuple[NpzSource | ShardSource, dict[str, str] | None, Path]
-"""Latents that ``la_path`` cells name, the stamp of the first file, the folder."""
+"""Latents, the stamp of the first file, the folder."""
 
 
 def open_files(settings: Settings, table: SampleTable, ref: LatentsRef, entries: list[str]) -> Opened:
-    """Open latents in files of one sample each."""
     files = resolve_latents(settings, ref, entries, table.path)
     stamp = read_stamp(files[0])
     return NpzSource(files), None if stamp is None else asdict(stamp), files[0].parent
@@ -302,10 +298,7 @@ def resolve_latents(settings: Settings, ref: LatentsRef, entries: list[str], tab
 
 
 def check_origin(store: JsonDict, table: Path, ref: LatentsRef) -> None:
-    """Refuse latents whose stamp or manifest doesn't match the request.
-
-    Raises UsageError.
-    """
+    """Raise UsageError for latents whose stamp or manifest doesn't match the request."""
     stamp, identity = store["stamp"], store.get("identity", {})
     if store.get("key", stamp["store"]) != stamp["store"]:
         raise UsageError(f"{table} names latents of another store than {MANIFEST} beside them: extract again.")

@@ -82,7 +82,6 @@ def read_stamp(path: Path) -> Stamp | None:
 
 
 def read_stamps(folder: Path, names: Sequence[str]) -> Iterator[Stamp | None]:
-    """Read the stamps of files with threads, in order."""
     return in_threads(lambda name: read_stamp(folder / name), names, THREADS, batch=32)
 
 
@@ -124,7 +123,6 @@ class NpzSource:
         return len(self.files)
 
     def read(self, rows: Sequence[int] | Ints) -> Floats:
-        """Tokens of the samples at `rows`, (B, *shape) float32. Raises LaryError."""
         out = np.empty((len(rows), *self.shape), dtype=np.float32)
         for position, row in enumerate(rows):
             tokens = read_tokens(self.files[row])
@@ -173,7 +171,6 @@ class ShardHeader:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one row's tokens."""
         return self.tokens[2]
 
     def positions(self) -> dict[int, tuple[str, int]]:
@@ -190,7 +187,6 @@ def open_own(path: Path) -> Any:
 
 
 def stamp_of(handle: int) -> tuple[int, int, int]:
-    """Inode, size and time of change of an open file."""
     found = os.fstat(handle)
     return found.st_ino, found.st_size, found.st_mtime_ns
 
@@ -351,7 +347,6 @@ class ShardSource:
         return ShardSource(self.headers, self._file[chosen], self._position[chosen])
 
     def read(self, rows: Sequence[int] | Ints) -> Floats:
-        """Tokens of the samples at `rows`, (B, *shape) float32. Raises LaryError."""
         import torch
 
         chosen = np.asarray(rows, dtype=np.int64)

@@ -147,7 +147,6 @@ class LatentStore:
         raise NotImplementedError
 
     def missing(self, table: SampleTable) -> list[int]:
-        """Rows of the table, in order, that have to be extracted."""
         lacking = np.ones(len(table), dtype=bool)
         for rows, _ in self.held(table):
             lacking[rows] = False

@@ -67,7 +67,6 @@ def _find(settings: Settings, config: LatentsConfig) -> _Found:
 
 
 def describe_store(config: LatentsConfig, settings: Settings) -> str:
-    """Describe a store in lines. Raises UsageError, LaryError."""
     store = _find(settings, config)
     held, problems, tokens = store.held(), list(store.problems), "unknown"
     files = {file for _, file in held.values()}
@@ -117,7 +116,6 @@ def verify_store(config: LatentsConfig, settings: Settings) -> tuple[int, list[s
 
 
 def _shard_problems(header: ShardHeader) -> list[str]:
-    """What is wrong with the rows of a shard."""
     found = []
     try:
         shard = OpenShard(header)
@@ -135,7 +133,6 @@ def _shard_problems(header: ShardHeader) -> list[str]:
 
 
 def _npz_problems(file: Path, key: str | None) -> list[str]:
-    """What is wrong with one ``.npz`` file; reading checks the checksums."""
     try:
         tokens, _ = read_tokens(file), read_array(file, "indices")
     except MediaError as error:

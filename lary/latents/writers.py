@@ -53,11 +53,6 @@ BLOCK = 4096
 LATENT_NAME = re.compile(r"latent_action_(\d{8}|[1-9]\d{8,17})\.npz", re.ASCII)
 
 
-def latent_name(row: int) -> str:
-    """File name of the latents of a row."""
-    return f"latent_action_{row:08d}.npz"
-
-
 def rows_in(folder: Path) -> dict[int, str]:
     """The latent files of a folder by their rows, ascending.
 
@@ -105,7 +100,8 @@ class NpzStore(LatentStore):
 
         def write(row: int, sample: str, tokens: Floats, codes: Array | None) -> None:
             stamp = Stamp(sample, identity.key, identity.model)
-            write_latents(self.folder / latent_name(row), narrow(tokens, identity.dtype), codes, stamp)
+            file = self.folder / f"latent_action_{row:08d}.npz"
+            write_latents(file, narrow(tokens, identity.dtype), codes, stamp)
 
         yield write
 
@@ -139,12 +135,7 @@ class ShardStore(LatentStore):
         """The path of a unit's shard, or of a further one with rows done later."""
         return self.folder / f"shard_{unit:05d}{f'_{further}' if further else ''}.safetensors"
 
-    def owns(self, header: ShardHeader) -> bool:
-        """Whether a shard is one of this store."""
-        return (header.store, header.dtype) == (self.identity.key, self.identity.dtype)
-
     def headers(self) -> Iterator[ShardHeader]:
-        """Headers of the store's undamaged shards, the oldest of a unit first."""
         found = scan_shards(self.folder, self.identity.key, [])
         return (each for each in found if each.dtype == self.identity.dtype)
 
@@ -256,9 +247,9 @@ class ShardWriter:
                 header = read_shard(file)
             except LaryError:
                 return file  # there is none, or a torn one
-            if not self._store.owns(header):
+            own, there = self._store.identity, header.positions()
+            if (header.store, header.dtype) != (own.key, own.dtype):
                 return file
-            there = header.positions()
             if all(there.get(row, ("",))[0] == sample for row, sample in zip(rows, samples, strict=True)):
                 return None
         raise AssertionError
@@ -271,7 +262,6 @@ def checksum_of(stored: Array, codes: Array | None) -> int:
 
 
 def write_at(handle: int, data: memoryview, place: int) -> None:
-    """Write all of `data` at a byte offset of a file. Raises OSError."""
     while data:
         written = os.pwrite(handle, data, place)
         data, place = data[written:], place + written

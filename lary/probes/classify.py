@@ -87,7 +87,6 @@ class ClassifierTraining(Training):
         return [*self.networks, *self.optimizers]
 
     def make_head(self) -> AttentiveProbe:
-        """Make the network of one head."""
         own, inputs = self.settings, self.inputs
         sizes = own.model_dim, own.num_heads, own.depth, own.max_temporal_len
         return AttentiveProbe(inputs.train.shape[-1], len(inputs.classes), *sizes)
@@ -154,7 +153,6 @@ class ClassifierTraining(Training):
         return sums
 
     def loss(self, logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
-        """Cross-entropy with the smoothing of the preset."""
         smoothing = self.settings.label_smoothing
         return F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction=reduction)
 
@@ -185,7 +183,6 @@ class ClassifierTraining(Training):
         return [learning_rate(head, step, self.total, self.per_epoch) for head in heads]
 
     def close_epoch(self, epoch: int) -> None:
-        """Write ``log_r0.csv`` so far, and after the last epoch ``latest.pt``."""
         if self.folder is None:
             return
         lines = ["epoch,train_acc,val_acc"]
@@ -203,7 +200,6 @@ class ClassifierTraining(Training):
         save_checkpoint(self.folder / self.checkpoint, value)
 
     def outcome(self) -> ClassificationOutcome:
-        """The predictions of the selected heads, and all else to report."""
         inputs = self.inputs
         selections: Any = {
             name: ClassPredictions(pick["epoch"], pick["head"], pick["values"].numpy())
@@ -224,7 +220,6 @@ class ClassifierTraining(Training):
         )
 
     def warnings(self) -> tuple[str, ...]:
-        """Sentences on classes without training samples, and diverged heads."""
         inputs, found = self.inputs, []
         unseen = np.setdiff1d(inputs.labels, inputs.train_targets)
         if len(unseen):
@@ -245,5 +240,4 @@ class ClassifierTraining(Training):
 
 
 def finite_or_none(losses: Any) -> list[float | None]:
-    """Losses as numbers for JSON, None in place of those that aren't finite."""
     return [float(loss) if math.isfinite(loss) else None for loss in losses]

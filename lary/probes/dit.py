@@ -53,7 +53,6 @@ def add_noise(action: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
 
 
 def plain_norm(x: Tensor) -> Tensor:
-    """LayerNorm over the last axis without weights."""
     return F.layer_norm(x, x.shape[-1:], eps=1e-6)
 
 

@@ -210,8 +210,6 @@ class _NormedLinear(torch.autograd.Function):
 
 
 class _ResidualBlock(nn.Module):
-    """x + ReLU(Linear(LayerNorm(x)))."""
-
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.ffn = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.ReLU())

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lary.arrays import Doubles, Floats, Ints
+from lary.arrays import Array, Doubles, Floats, Ints
 from lary.types import JsonDict
 
 SelectionName = Literal["held_out", "best_on_validation"]
@@ -69,6 +69,7 @@ class ActionPredictions:
 
     epoch: int
     values: Floats
+    head: None = None
 
 
 @dataclass(frozen=True)
@@ -96,29 +97,19 @@ class RegressionOutcome:
     warnings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class ClassStatistics:
-    """Precision, recall, F1 and number of true samples of every class, (L,) each."""
-
-    precision: Doubles
-    recall: Doubles
-    f1: Doubles
-    support: Ints
-
-
 def confusion_matrix(labels: Ints, predicted: Ints, classes: int) -> Ints:
     """Counts (L, L) int64: rows are the predicted, columns the true class."""
     cells = np.bincount(predicted * classes + labels, minlength=classes * classes)
     return cells.reshape(classes, classes).astype(np.int64)
 
 
-def class_statistics(confusion: Ints) -> ClassStatistics:
-    """Precision (share of a row), recall (of a column) and F1 of a confusion matrix."""
+def class_statistics(confusion: Ints) -> dict[str, Array]:
+    """Precision (share of a row), recall (of a column), F1 and true samples by class, (L,), of a confusion matrix."""
     hits = np.diagonal(confusion).astype(np.float64)
     precision = hits / (confusion.sum(axis=1) + EPSILON)
     recall = hits / (confusion.sum(axis=0) + EPSILON)
     f1 = 2 * precision * recall / (precision + recall + EPSILON)
-    return ClassStatistics(precision, recall, f1, confusion.sum(axis=0).astype(np.int64))
+    return {"precision": precision, "recall": recall, "f1": f1, "true": confusion.sum(axis=0).astype(np.int64)}
 
 
 def mse(predicted: Floats, targets: Floats) -> float:
@@ -138,10 +129,7 @@ def mse_per_group(predicted: Floats, targets: Floats, groups: Mapping[str, tuple
 
 
 def huber_loss(predicted: Floats, targets: Floats, batch_size: int) -> float:
-    """The published validation loss: the mean of the batches' Huber losses.
-
-    A small last batch counts as much as a full one.
-    """
+    """The published validation loss: the mean of the batches' Huber losses, a small last one's included."""
     size = np.abs(predicted - targets)
     loss = np.where(size < 1, 0.5 * np.square(size), size - 0.5)
     batches = (loss[start : start + batch_size] for start in range(0, len(loss), batch_size))

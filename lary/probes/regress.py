@@ -95,7 +95,6 @@ class ActionTraining(Training):
 
     @staged("evaluation")
     def score(self, row: JsonDict) -> None:
-        """Predict all evaluated splits; adds the errors to `row`."""
         self.predicted: dict[str, Tensor] = {}
         for role, split in self.inputs.evaluated.items():
             found = self.predict(self.decode, split.latents, np.arange(len(split.latents)))
@@ -109,21 +108,18 @@ class ActionTraining(Training):
         return chunks
 
     def close_epoch(self, epoch: int) -> None:
-        """Offer the epoch to the picks."""
         row = self.history[-1]
         if "held_out_mse" in row:
             self.pick("held_out", [-row["held_out_mse"]], epoch, row)
         self.pick("best_on_validation", [-row[f"{SEEN}_mse"]], epoch, row)
 
     def pick(self, name: SelectionName, rank: list[float], epoch: int, row: JsonDict) -> None:
-        """Offer the latest predictions to a pick; saves the weights of the reported one."""
         losses = {role: row[f"{role}_loss"] for role in self.predicted}
         reported = (name == "held_out") == self.corrected
         if self.offer(name, rank, epoch=epoch, values=self.predicted, losses=losses) and reported and self.folder:
             self.unsaved = self.weights()
 
     def outcome(self) -> RegressionOutcome:
-        """The outcome of the picked epochs."""
         inputs, warnings, splits = self.inputs, [], {}
         mean_action = inputs.train_targets.mean(axis=0, dtype=np.float64).astype(np.float32)
         for role, split in inputs.evaluated.items():
@@ -167,7 +163,6 @@ class RegressorTraining(ActionTraining):
         return [self.network, self.optimizer, self.average]
 
     def make(self) -> ActionExpertMLP | ActionExpertDiT:
-        """Make the network for the shapes of tokens and targets."""
         own, (_, steps, dims) = self.settings, self.inputs.train_targets.shape
         size = math.prod(self.inputs.train.shape)
         if not isinstance(own, DitSettings):

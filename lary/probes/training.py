@@ -118,7 +118,6 @@ class Training(ABC):
         """Write files, after the history has its entry."""
 
     def run(self) -> None:
-        """Train from the saved state to the end. Raises LaryError on divergence."""
         from accelerate.utils import set_seed
 
         set_arithmetic(self.device, self.session.precision or "fp32")
@@ -200,7 +199,6 @@ class Training(ABC):
         return True
 
     def advance(self, count: int) -> None:
-        """Move the progress bar on by so many rows."""
         if self.session.progress and count:
             self.session.progress.advance(count)
 
@@ -217,7 +215,6 @@ class Training(ABC):
         self.session.tracker.log(numbers, step=self.step)
 
     def batches(self, source: LatentSource, order: Ints) -> Iterator[tuple[Ints, Tensor, int]]:
-        """As `read_batches`, with each batch counted as an update and as progress."""
         size, share = self.settings.batch_size, self.team.share
         found = read_batches(source, order, size, self.device, share)
         for rows, tokens, count in timed(found, self.session.spent[WAITING]):
@@ -243,7 +240,6 @@ class Training(ABC):
         return self.team.collect(own, values, len(rows))
 
     def stated(self, **more: Any) -> JsonDict:
-        """The settings and sizes of the training, for its outcome."""
         names = "preset", "protocol", "seed", "device", "precision"
         own = {name: getattr(self.session, name) for name in names}
         own |= {"choice": self.choice} if self.corrected else {}

@@ -50,7 +50,6 @@ class Analysis:
     left_out: tuple[str, ...] = ()
 
     def text(self) -> str:
-        """The files, then what was left out, as lines for a terminal."""
         return "\n".join([*map(str, self.files), *(f"left out: {reason}" for reason in self.left_out)])
 
 
@@ -101,7 +100,6 @@ def _chosen_runs(config: AnalyzeConfig, settings: Settings) -> tuple[FinishedRun
 
 
 def class_frequency(context: Context) -> Found:
-    """One figure of F1 by class frequency per data set and settings."""
     runs = context.of_task("classification", "classify")
     for (dataset, *_), group in grouped(runs).items():
         counts = [row.train for row in group[0].result.classes if row.train and row.true]
@@ -169,7 +167,6 @@ def _write_frequency(context: Context, group: Sequence[FinishedRun], window: int
 
 
 def human_robot_gap(context: Context) -> Found:
-    """F1 of people minus F1 of robots on the classes that both data sets have."""
     human, robot = context.config.human, context.config.robot
     if human == robot:
         raise UsageError(f"--human and --robot are both {human}: a gap is between two data sets.")
@@ -247,7 +244,6 @@ def _row(run: FinishedRun, setting: str, line: str, value: float, published: flo
 
 
 def stride_ablation(context: Context) -> Found:
-    """The score of each model by stride, a figure per series of data sets."""
     found: dict[tuple[str, ...], list[FinishedRun]] = {}
     strided = [run for run in context.runs if run.result.dataset.stride]
     for (dataset, *settings), runs in grouped(strided).items():
@@ -269,7 +265,6 @@ def stride_ablation(context: Context) -> Found:
 
 
 def codebook_ablation(context: Context) -> Found:
-    """The score of ablated models by each of their settings, a figure per data set."""
     runs = [run for run in context.runs if _ablation_of(run) and run.result.label == run.result.model.name]
     if not runs:
         yield "there is no finished run of an ablated model, such as dinov3-cs64_sl49_dim256_lr1e-4: see 'lary models'"

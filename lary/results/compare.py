@@ -70,7 +70,6 @@ class Comparison:
     differences: tuple[Difference, ...]
 
     def text(self) -> str:
-        """The comparison as lines for a terminal."""
         first = self.first.result
         lines = [
             f"{first.dataset.name}, {self.role} split, {first.primary}: {self.first.text} against "

@@ -38,7 +38,6 @@ class Scatter:
         self.squares: Doubles = np.zeros((dim, dim))
 
     def add(self, rows: npt.ArrayLike) -> None:
-        """Take in rows (n, D)."""
         values = np.asarray(rows)
         for start in range(0, len(values), PIECE):
             part = values[start : start + PIECE].astype(np.float64)
@@ -64,7 +63,6 @@ class Scatter:
 
 
 def diagnosis_text(found: Mapping[str, Any]) -> str:
-    """A diagnosis as lines for a terminal."""
     channels, codes = found["channels"], found["codes"]
     std = np.array(channels["std"])
     lines = [

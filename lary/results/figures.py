@@ -143,7 +143,6 @@ def trajectory_files(
 
 @contextmanager
 def _trajectory(chunk: Chunk, dims: Sequence[str], units: Sequence[str]) -> Iterator[Figure]:
-    """A figure of one chunk with a panel per dimension."""
     title, guess, truth = chunk
     columns = min(4, len(dims))
     rows = -(-len(dims) // columns)

@@ -37,7 +37,6 @@ class RunFolder:
 
     @property
     def work(self) -> Path:
-        """The folder of unfinished files."""
         return self.folder / WORK
 
     def publish(self, result: EvalResult) -> EvalResult:

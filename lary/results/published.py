@@ -45,9 +45,8 @@ def write_classification_files(folder: Path, outcome: ClassificationOutcome) -> 
     write_json(folder / "confusion_matrix.json", {**axes, "matrix": matrix.tolist()})
     title = f"Top-1 {100 * np.trace(matrix) / max(matrix.sum(), 1):.2f} %"
     write_bytes(folder / "confusion_matrix.png", figures.confusion_figure(matrix, names, title))
-    table = DataFrame(vars(metrics.class_statistics(matrix)), index=names)
-    statistics = table.rename(columns={"support": "samples"}).to_dict("index")
-    write_json(folder / "classification_stats.json", statistics)
+    table = DataFrame(metrics.class_statistics(matrix), index=names).rename(columns={"true": "samples"})
+    write_json(folder / "classification_stats.json", table.to_dict("index"))
     samples = zip(outcome.samples.media, predicted, outcome.labels, strict=True)
     lines = (f"{media[-1]}\t{names[guess]}\t{names[label]}\n" for media, guess, label in samples)
     write_text(folder / "case.txt", "".join(lines))
@@ -161,7 +160,6 @@ Arrays = TypeVar("Arrays", SampleScores, Chunks)
 
 
 def chunks_of(split: SplitOutcome) -> Chunks:
-    """The chunks of a split under the headline selection."""
     samples, mean, std = split.samples, split.mean[:, None], split.std[:, None]
     values = split.selections[headline(split.selections)].values
     media = tuple(paths[0] for paths in samples.media)
@@ -199,10 +197,14 @@ def answers_of(runs: Sequence[ClassificationOutcome]) -> dict[str, Array]:
     return found
 
 
-def normalised_of(runs: Sequence[RegressionOutcome]) -> dict[str, Array]:
-    """By role: normalised ``targets`` (n, K, A), ``mean`` and ``std`` (n, A) that turn them into units.
+def write_scores(folder: Path, scores: Mapping[str, SampleScores], seeds: Sequence[int], **more: Array) -> None:
+    _write_arrays(folder / PREDICTIONS, scores, seeds=np.array(seeds, dtype=np.int64), **more)
 
-    By selection, too: ``normalised_<selection>`` (S, n, K, A), the predictions of all seeds.
+
+def write_actions(folder: Path, runs: Sequence[RegressionOutcome]) -> None:
+    """Write the chunks of all splits, and, of several seeds, by role and normalised:
+
+    ``targets`` (n, K, A), ``mean`` and ``std`` (n, A), and ``normalised_<selection>`` (S, n, K, A).
     """
     found: dict[str, Array] = {}
     for role, split in runs[0].splits.items():
@@ -210,18 +212,7 @@ def normalised_of(runs: Sequence[RegressionOutcome]) -> dict[str, Array]:
         for name in split.selections:
             values = [run.splits[role].selections[name].values for run in runs]
             found[f"{role}_normalised_{name}"] = np.stack(values)
-    return found
-
-
-def write_scores(folder: Path, scores: Mapping[str, SampleScores], seeds: Sequence[int], **more: Array) -> None:
-    """Write the scores by role, and `more` arrays."""
-    _write_arrays(folder / PREDICTIONS, scores, seeds=np.array(seeds, dtype=np.int64), **more)
-
-
-def write_actions(folder: Path, runs: Sequence[RegressionOutcome]) -> None:
-    """Write the chunks of all splits, of several seeds."""
-    chunks = {role: chunks_of(split) for role, split in runs[0].splits.items()}
-    _write_arrays(folder / ACTIONS, chunks, **normalised_of(runs))
+    _write_arrays(folder / ACTIONS, {role: chunks_of(split) for role, split in runs[0].splits.items()}, **found)
 
 
 def _write_arrays(file: Path, tables: Mapping[str, SampleScores | Chunks], **more: Array) -> None:

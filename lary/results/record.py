@@ -333,7 +333,6 @@ class EvalResult(RunFacts):
 
     @property
     def score(self) -> Metric:
-        """The metric that ranks this run."""
         return self.selections[self.headline].metrics[self.primary]
 
 

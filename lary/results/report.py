@@ -150,13 +150,11 @@ def dataset_title(result: EvalResult) -> str:
 
 
 def settings_of(result: EvalResult) -> str:
-    """Protocol, preset and seeds in short."""
     several = f"seeds {', '.join(map(str, result.seeds))}" if len(result.seeds) > 1 else f"seed {result.seed}"
     return f"{result.protocol}, {result.preset}, {several}"
 
 
 def metric_name(name: str) -> str:
-    """Name of a metric for people."""
     return METRIC_NAMES.get(name, name.replace("_", " "))
 
 

@@ -144,7 +144,6 @@ def _chosen_rows(split: SplitLatents, context: Context, known: dict[str, None]) 
 
 
 def _even_places(count: int, length: int) -> Ints:
-    """Up to `count` evenly spaced places among `length`."""
     return np.unique(((np.arange(count) + 0.5) / count * length).astype(np.int64))
 
 

@@ -61,7 +61,6 @@ class Statistic:
     limits: tuple[tuple[float, float], ...] = ((-inf, inf),)
 
     def __call__(self, sums: Doubles) -> Doubles:
-        """Values (..., K) of sums (..., M)."""
         return self.function(sums)
 
 

@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,9 @@ def export_runs(places: Sequence[Path], out: Path, *, predictions: bool = True) 
         with tempfile.TemporaryDirectory() as scratch:
             write_result(file := Path(scratch) / FILE_NAME, portable(run.result, arrays))
             content[f"runs/{number}/{FILE_NAME}"] = file.read_bytes()
-        for plugin in plugins_of(run.result):
-            content[f"plugins/{plugin.name}"] = read_limited(plugin, LARGEST_PLUGIN)
+        for option, value in itertools.pairwise(run.result.provenance.probe_command):
+            if option == "--plugin" and (plugin := Path(value)).is_file():
+                content[f"plugins/{plugin.name}"] = read_limited(plugin, LARGEST_PLUGIN)
     facts = {"format": FORMAT, "model": models[0], "runs": len(runs)}
     content = {MANIFEST: json_text(facts).encode(), **content}
     with atomic_write(out) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -83,14 +84,6 @@ def _without_paths(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_paths(own) for own in value]
     return MACHINE_PATH.sub("", value) if isinstance(value, str) else value
-
-
-def plugins_of(result: EvalResult) -> Iterator[Path]:
-    """The plug-ins of a run that are still where it found them."""
-    words = result.provenance.probe_command
-    for option, value in itertools.pairwise(words):
-        if option == "--plugin" and Path(value).is_file():
-            yield Path(value)
 
 
 # The site

@@ -67,10 +67,11 @@ def _finished(
     selections, per_seed = {}, []
     for name, own in splits[0].selections.items():
         loss = {role: split.loss[name] for role, split in roles.items() if name in split.loss}
-        selections[name] = {**_picked(own), "loss": loss, "metrics": _metrics(scores[name])}
+        selections[name] = {"epoch": own.epoch, "head": own.head, "loss": loss, "metrics": _metrics(scores[name])}
     for row, (seed, split) in enumerate(zip(facts.seeds, splits, strict=False)):
         values = {name: found.seeds[row, column] for name, (found, column, _) in scores[first].items()}
-        per_seed.append({"seed": seed, **_picked(split.selections[first]), "metrics": values})
+        own = split.selections[first]
+        per_seed.append({"seed": seed, "epoch": own.epoch, "head": own.head, "metrics": values})
     several = f", with the spread of {len(runs)} seeds" if len(runs) > 1 else ""
     interval = (
         f"95 % by Student's t and the jackknife over {count} ({len(groups)} samples), "
@@ -90,11 +91,6 @@ def _finished(
         history=from_json(history),
         warnings=tuple(dict.fromkeys(warning for run in runs for warning in run.warnings)),
     )
-
-
-def _picked(selection: Any) -> JsonDict:
-    """The epoch of a selection, and its head where there are several."""
-    return {"epoch": selection.epoch, "head": getattr(selection, "head", None)}
 
 
 # --- classification ---
@@ -161,9 +157,8 @@ def _class_rows(outcome: ClassificationOutcome, predicted: Ints, clusters: Ints,
     count = len(outcome.classes)
     sums = stats.class_sums(outcome.labels, predicted, count, clusters)
     recall = stats.intervals(sums[None, :, : 2 * count], stats.fraction)
-    table = DataFrame(vars(metrics.class_statistics(matrix))).rename(columns={"support": "true"})
-    table = table.assign(name=outcome.classes, train=outcome.train_counts, predicted=matrix.sum(axis=1))
-    for index, row in enumerate(table.to_dict("records")):
+    table = DataFrame({"name": outcome.classes, "train": outcome.train_counts, **metrics.class_statistics(matrix)})
+    for index, row in enumerate(table.assign(predicted=matrix.sum(axis=1)).to_dict("records")):
         yield row | {"recall": metric(recall, index, "fraction") if row["true"] else None}
 
 
@@ -182,11 +177,9 @@ class _Predicted:
 
     @property
     def clusters(self) -> Ints:
-        """The cluster of each sample."""
         return stats.cluster_index(self.groups, self.seed)
 
     def take(self, rows: Ints) -> _Predicted:
-        """Some of the samples."""
         split = self.split
         part = replace(split, targets=split.targets[rows], mean=split.mean[rows], std=split.std[rows])
         groups = [self.groups[row] for row in rows]

@@ -16,13 +16,12 @@ from lary.configs import TableFormat
 from lary.files import csv_text
 from lary.results.figures import no_formula
 from lary.results.folder import FinishedRun, find_results
-from lary.results.record import EvalResult, Metric
+from lary.results.record import Metric
 from lary.results.report import column_title, metric_name, paper_scores, settings_of
 from lary.runtime import log
 from lary.types import UsageError
 
 CSV_HEAD = ["table", "model", "dataset", "value", "low", "high"]
-PAPER = "published"
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 
 
@@ -35,13 +34,11 @@ class Board:
     cells: dict[str, dict[str, Metric]] = field(default_factory=dict)
 
     def add(self, row: str, column: str, metric: Metric) -> None:
-        """Fill a cell."""
         if column not in self.columns:
             self.columns.append(column)
         self.cells.setdefault(row, {})[column] = metric
 
     def is_best(self, row: str, column: str) -> bool:
-        """Whether no other cell of the column is better."""
         found = [cells[column].rank for cells in self.cells.values() if column in cells]
         return column in self.cells[row] and self.cells[row][column].rank == min(found)
 
@@ -74,17 +71,10 @@ def boards_of(runs: Sequence[FinishedRun], published: bool) -> list[Board]:
         if column in board.cells.get(row, {}):
             row = f"{row} ({settings_of(result)})"
         board.add(row, column, result.score)
-        if published:
-            _add_published(board, column, result)
+        if published and not (result.action_mode == "relative" or result.dataset.split_set or result.folds):
+            for name, metric in paper_scores(result).items():
+                board.add(f"{name} (published)", column, metric)
     return list(found.values())
-
-
-def _add_published(board: Board, column: str, result: EvalResult) -> None:
-    """Add the rows of the paper with a number for the data set of a result."""
-    if result.action_mode == "relative" or result.dataset.split_set or result.folds:
-        return
-    for name, metric in paper_scores(result).items():
-        board.add(f"{name} ({PAPER})", column, metric)
 
 
 # Formats
@@ -104,14 +94,12 @@ def _rows(board: Board, bold: Callable[[str], str], clean: Callable[[str], str])
 
 
 def markdown(board: Board) -> str:
-    """A table of Markdown."""
     head, *rows = _rows(board, "**{}**".format, lambda text: re.sub(r"([|*_`<\\])", r"\\\1", text))
     lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
     return "\n".join([board.caption, "", *lines, ""])
 
 
 def latex(board: Board) -> str:
-    """A table of LaTeX with the rules of the package booktabs."""
     head, *rows = _rows(board, r"\textbf{{{}}}".format, _latex_text)
     lines = [f"    {' & '.join(row)} \\\\" for row in (head, *rows)]
     return "\n".join([
@@ -126,7 +114,6 @@ def _latex_text(text: str) -> str:
 
 
 def markup(board: Board) -> str:
-    """A table of HTML."""
     head, *rows = _rows(board, "<b>{}</b>".format, html.escape)
     lines = [f"<tr><th>{'</th><th>'.join(head)}</th></tr>"]
     lines += [f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in rows]

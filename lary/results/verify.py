@@ -113,7 +113,6 @@ def _action_scores(run: FinishedRun, selection: str) -> list[JsonDict]:
 
 
 def _degrees(run: FinishedRun, row: OrientationRow) -> float:
-    """The mean angle between predicted and true orientations."""
     targets, values, mean, std = (own[..., row.dims] for own in _actions(run, row.split, run.result.headline))
     every = np.stack([targets, *values]) * std[:, None] + mean[:, None]
     unknown = (np.linalg.norm(every[0], axis=-1) <= SMALLEST_NORM) & (row.convention != "euler_xyz")
