@@ -179,7 +179,7 @@ class LatentStore:
     def note_media(self, unit: int, root: Path, media: Mapping[str, str]) -> None:
         """Record the files that rows of a unit come from, before these are written. Raises OSError."""
         with (self.folder / f"media_{unit:05d}.txt").open("a", encoding="utf-8") as file:
-            file.writelines(f"\n{facts}\t{os.path.relpath(path, root)}" for path, facts in media.items())
+            file.writelines(f"\n{facts}\t{path.removeprefix(f'{root}{os.sep}')}" for path, facts in media.items())
 
     def check_replaced(self, table: SampleTable, *, overwrite: bool) -> bool:
         """Whether there is a record of the files that rows come from; none may have been replaced.

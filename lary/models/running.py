@@ -72,6 +72,7 @@ class LoadedEncoder:
         self._protocol = context.protocol
         self.different = DIFFERENT[precision]
         self._precision = precision
+        set_arithmetic(context.device, precision)
         self._dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
         self._compiled = compiled
         if compiled and isinstance(author, NetworkEncoder):
@@ -98,7 +99,8 @@ class LoadedEncoder:
                 places = torch.linspace(0, count - 1, preprocess.frames, dtype=torch.float64)
                 clips = clips[:, (places + 0.5).floor().long()]
             clips = torch.stack([torch.from_numpy(prepare(clip, preprocess)) for clip in clips.cpu().numpy()])
-        set_arithmetic(self.device, self._precision)
+        if self.device != "cpu":  # another part of the process may have changed it
+            set_arithmetic(self.device, self._precision)
         try:
             kind = torch.device(self.device).type
             with author_named(self.spec), torch.autocast(kind, self._dtype, enabled=self._dtype is not None):

@@ -118,11 +118,9 @@ class Training(ABC):
         """Write files, after the history has its entry."""
 
     def run(self) -> None:
-        from accelerate.utils import set_seed
-
         set_arithmetic(self.device, self.session.precision or "fp32")
         state, last = self._load(), self.settings.epochs
-        set_seed(self.session.seed)
+        torch.manual_seed(self.session.seed)
         if state is not None:
             self.step, self.history, self.picks = state["step"], state["history"], state["picks"]
             if self.session.progress:
