@@ -216,25 +216,24 @@ def _span(packets: Iterable[Any], begin: Fraction, duration: Fraction) -> Iterat
     """The upright frames from `begin` on, for `duration` seconds."""
     import av
 
-    first, before, held = None, -math.inf, set[int]()
-    for packet in packets:
-        for frame in decoded(packet, held):
-            if frame.pts is None:
-                raise ValueError("its frames have no time stamps")
-            if frame.pts < before:  # of H.264 with B-frames in AVI, which FFmpeg makes up
-                raise ValueError("the time stamps of its frames don't rise")
-            before = frame.pts
-            if frame.pts * frame.time_base < begin:
-                continue
-            first = frame.pts if first is None else first
-            if frame.pts - first >= round(duration / frame.time_base):
-                return
-            picture = to_rgb(frame)
-            height, width, _ = picture.shape  # halved colour needs even sides
-            even = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)))
-            shown = av.VideoFrame.from_ndarray(even, format="rgb24")
-            shown.pts, shown.time_base = frame.pts, frame.time_base
-            yield shown
+    first, before = None, -math.inf
+    for frame in decoded(packets):
+        if frame.pts is None:
+            raise ValueError("its frames have no time stamps")
+        if frame.pts < before:  # of H.264 with B-frames in AVI, which FFmpeg makes up
+            raise ValueError("the time stamps of its frames don't rise")
+        before = frame.pts
+        if frame.pts * frame.time_base < begin:
+            continue
+        first = frame.pts if first is None else first
+        if frame.pts - first >= round(duration / frame.time_base):
+            return
+        picture = to_rgb(frame)
+        height, width, _ = picture.shape  # halved colour needs even sides
+        even = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)))
+        shown = av.VideoFrame.from_ndarray(even, format="rgb24")
+        shown.pts, shown.time_base = frame.pts, frame.time_base
+        yield shown
     if first is None:
         raise ValueError(f"it has no frame from {float(begin):g} s on")
 

@@ -11,7 +11,7 @@ import re
 import stat
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -74,12 +74,12 @@ def read_frames(
 
 def of_one_size(path: Path, fit: Callable[[Pixels], Kept]) -> Callable[[Pixels], Kept]:
     """`fit`, which refuses frames that differ in size from the first. Raises MediaError."""
-    shapes: list[tuple[int, ...]] = []
+    first: list[tuple[int, ...]] = []
 
     def keep(image: Pixels) -> Kept:
-        shapes.append(image.shape)
-        if shapes[0] != image.shape:
-            sizes = ", ".join(f"{width}x{height}" for height, width, _ in (shapes[0], image.shape))
+        first[:] = first or [image.shape]
+        if first[0] != image.shape:
+            sizes = ", ".join(f"{width}x{height}" for height, width, _ in (first[0], image.shape))
             raise MediaError(f"The frames of {path} differ in size: {sizes}.")
         return fit(image)
 
@@ -162,18 +162,20 @@ def whole_packets(container: Any, stream: Any) -> Iterator[Any]:
         yield packet
 
 
-def decoded(packet: Any, held: set[int]) -> list[Any]:
-    """The frames that a packet completes. Raises ValueError for more in memory than a level allows.
+def decoded(packets: Iterable[Any], held: set[int] | None = None) -> Iterator[Any]:
+    """The frames of packets. Raises ValueError for more in memory than a level allows.
 
     `held` collects where the decoder keeps its pictures: it uses the memory again of those let go.
     """
-    codec, found = packet.stream.codec_context, list[Any](packet.decode())
-    # Other formats refer to eight pictures at most; decoders of these two follow what a file claims.
-    if codec.name in ("h264", "hevc"):
-        held.update(frame.planes[0].buffer_ptr for frame in found)
-        if max(len(held), codec.reorder_depth) * codec.width * codec.height > MOST_HELD * LARGEST_FRAME:
-            raise ValueError("its pictures refer to more others than any level allows")
-    return found
+    held = set() if held is None else held
+    for packet in packets:
+        codec, found = packet.stream.codec_context, packet.decode()
+        # Other formats refer to eight pictures at most; decoders of these two follow what a file claims.
+        if codec.name in ("h264", "hevc"):
+            held.update(frame.planes[0].buffer_ptr for frame in found)
+            if max(len(held), codec.reorder_depth) * codec.width * codec.height > MOST_HELD * LARGEST_FRAME:
+                raise ValueError("its pictures refer to more others than any level allows")
+        yield from found
 
 
 def video_frames(
@@ -271,7 +273,7 @@ def pick_frames(
             at, before = first, -math.inf
         if droppable:
             context.skip_frame = "DEFAULT" if packet.pts in index_of else "NONREF"
-        for frame in decoded(packet, held):
+        for frame in decoded([packet], held):
             stamp = frame.pts
             if stamp is None or stamp <= before:
                 return None
@@ -290,10 +292,8 @@ def decode_in_order(
     container: Any, stream: Any, frame_index: Sequence[int], keep: Callable[[Any], Kept]
 ) -> dict[int, Kept]:
     """What `keep` makes of the wanted frames, decoded from the start to the last of them. Raises ValueError."""
-    wanted, held = set(frame_index), set[int]()
-    found, frame, number = {}, None, 0
-    shown = (frame for packet in container.demux(stream) for frame in decoded(packet, held))
-    for number, frame in enumerate(shown):
+    wanted, found, frame, number = set(frame_index), {}, None, 0
+    for number, frame in enumerate(decoded(container.demux(stream))):
         if number in wanted:
             found[number] = keep(frame)
         if number == max(wanted):
@@ -306,14 +306,13 @@ def decode_in_order(
 
 def decode_video(path: Path) -> Iterator[Any]:
     """All frames of a video in order of presentation, from PyAV. Raises MediaError."""
-    count, held = 0, set[int]()
+    count = 0
     with opened_video(path) as (container, stream):
-        for packet in whole_packets(container, stream):
-            for frame in decoded(packet, held):
-                if frame.is_corrupt:
-                    raise ValueError(f"frame {count} is damaged")
-                count += 1
-                yield frame
+        for frame in decoded(whole_packets(container, stream)):
+            if frame.is_corrupt:
+                raise ValueError(f"frame {count} is damaged")
+            count += 1
+            yield frame
         if not count:
             raise ValueError("it holds no frames")
 
@@ -327,8 +326,7 @@ def count_frames(path: Path) -> int:
             if not table.packets or pick_frames(stream, table, [last], to_rgb) is not None:
                 return last + 1
     with opened_video(path) as (container, stream):
-        held = set[int]()
-        return sum(len(decoded(packet, held)) for packet in container.demux(stream))
+        return sum(1 for _ in decoded(container.demux(stream)))
 
 
 def to_rgb(frame: Any) -> Pixels:
