@@ -128,7 +128,7 @@ def confusion_figure(matrix: npt.ArrayLike, classes: Sequence[str], title: str =
 def trajectory_files(
     chunks: Sequence[Chunk], dims: Sequence[str], units: Sequence[str] = ()
 ) -> Iterator[tuple[str, bytes]]:
-    """Each chunk as ``sample_<number>_action.png`` and ``.pdf``, then ``action.pdf`` of all."""
+    """Each chunk as ``sample_<number>_action.png``, then ``action.pdf`` with a page for each."""
     from matplotlib.backends.backend_pdf import PdfPages
 
     stream = io.BytesIO()
@@ -136,7 +136,6 @@ def trajectory_files(
         for number, chunk in enumerate(chunks):
             with _trajectory(chunk, dims, units) as figure:
                 yield f"sample_{number}_action.png", render(figure, "png")
-                yield f"sample_{number}_action.pdf", render(figure, "pdf")
                 book.savefig(figure)
     yield "action.pdf", stream.getvalue()
 
