@@ -25,6 +25,7 @@ from lary.latents.pipeline import (
 from lary.latents.ref import (
     LatentsRef,
     SplitLatents,
+    find_latent_table,
     open_latents,
 )
 from lary.probes.sources import (
@@ -122,8 +123,9 @@ def try_extraction(config: ExtractConfig, settings: Settings, folder: Path, held
     run = prepare_run(config, settings, held)
     missing = missing_rows(run)
     cost: Cost = {"start": time.monotonic() - begun}
-    if not missing:
-        return Trial(run, 0, cost, open_latents(settings, run.ref))
+    if not missing:  # a run stopped before its table was written has none
+        there = find_latent_table(settings, run.ref)
+        return Trial(run, 0, cost, open_latents(settings, run.ref) if there else None)
     own, other = (
         Settings(settings.items | dict.fromkeys(("LARY_ROOT", "LARY_LA_DIR"), Setting("", str(place), "")), place)
         for place in (folder, folder / "first")
@@ -207,7 +209,8 @@ class Estimates:
                 own = self.trials[ref].cost
             trial = self.trials[ref]
             if trial.latents is None:
-                raise LaryError(f"Nothing of {split} can be read: {trial.failures[0]}")
+                reason = next(iter(trial.failures), "all rows are done, but 'lary extract' has to write their table")
+                raise LaryError(f"Nothing of {split} can be read: {reason}")
             splits[role] = replace(trial.latents, table=trial.run.table)
             if probe.control in FRAME_CONTROLS and not separate(trial.latents, config.protocol):
                 own = {name: 2 * value for name, value in own.items()}  # the changed frames are extracted, too

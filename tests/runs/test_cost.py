@@ -58,6 +58,11 @@ def test_bytes_in_advance_are_those_written(place: Path) -> None:
     assert first[8] == pytest.approx(size / 1e9, rel=0.2)
     again = rows(*words, root=place)["frame-difference on calvin"]
     assert (again[1], again[2], again[8]) == (0, 0, 0), "the latents are there"
+    for table in (place / "data").glob("*_la_*"):
+        table.unlink()
+    extraction = printed("extract", "--dataset", "calvin", "--split", "train", *OPTIONS[:2], "--dry-run", root=place)
+    assert " 0 to do" in extraction
+    assert "has to write their table" in lary(*words, root=place).err, "as a stopped extraction leaves it"
 
 
 def test_media_that_cant_be_read_leave_the_cost_unknown(place: Path) -> None:
