@@ -110,13 +110,20 @@ def read_tokens(path: Path) -> Array:
     return tokens.reshape(token_shape(tokens.shape))
 
 
-class NpzSource:
-    """A `LatentSource` of ``.npz`` files, one per sample, at least one."""
+def stamp_of(file: int | Path) -> tuple[int, int, int]:
+    """Inode, size and time of change."""
+    found = os.stat(file)
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
-    def __init__(self, files: Sequence[Path]) -> None:
+
+class NpzSource:
+    """A `LatentSource` of ``.npz`` files, one per sample, at least one; of none that is replaced meanwhile."""
+
+    def __init__(self, files: Sequence[Path], stamps: Sequence[object] = ()) -> None:
         if not files:
             raise LaryError("There are no latents to read.")
         self.files = tuple(files)
+        self.stamps = tuple(stamps or map(stamp_of, files))
         self.shape = tuple(read_tokens(self.files[0]).shape)
 
     def __len__(self) -> int:
@@ -126,6 +133,8 @@ class NpzSource:
         out = np.empty((len(rows), *self.shape), dtype=np.float32)
         for position, row in enumerate(rows):
             tokens = read_tokens(self.files[row])
+            if stamp_of(self.files[row]) != self.stamps[row]:
+                raise LaryError(f"{self.files[row]} was changed while it was in use: start again.")
             if tokens.shape != self.shape:
                 files = f"{self.files[0]} and {self.files[row]}"
                 raise LaryError(f"{files} have latents of different shapes: one table must hold latents of one model.")
@@ -133,7 +142,7 @@ class NpzSource:
         return out
 
     def take(self, positions: Collection[int]) -> NpzSource:
-        return NpzSource([self.files[position] for position in positions])
+        return NpzSource([self.files[place] for place in positions], [self.stamps[place] for place in positions])
 
     def codes(self, rows: Collection[int]) -> list[Array | None]:
         found = [read_array(self.files[row], "indices") for row in rows]
@@ -184,11 +193,6 @@ def open_own(path: Path) -> Any:
     if path.is_symlink():
         raise LaryError(f"{path} is a link: a store holds files only.")
     return open_regular(path)
-
-
-def stamp_of(handle: int) -> tuple[int, int, int]:
-    found = os.fstat(handle)
-    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def read_shard(path: Path) -> ShardHeader:

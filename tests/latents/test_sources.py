@@ -103,6 +103,10 @@ def test_all_axes_between_the_first_and_the_last_are_tokens(
     assert source.shape == read
     np.testing.assert_array_equal(source.read([0])[0], tokens.reshape(read))
     assert source.codes([0]) == [None]
+    np.savez(tmp_path / "b.npz", tokens=tokens + 1)  # a reader mixes no latents of two extractions
+    os.replace(tmp_path / "b.npz", tmp_path / "a.npz")
+    for reader in (source, source.take([0])):
+        fails(LaryError, "a.npz was changed while it was in use", reader.read, [0])
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4), (1, 1), (1, 2, 3, 2)])
