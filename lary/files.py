@@ -170,7 +170,8 @@ def write_failures(file: Path, failures: Sequence[Failure]) -> None:
 def open_regular(path: Path) -> Iterator[IO[bytes]]:
     """Open a regular file for reading; a pipe or device might never end.
 
-    It is inspected once it is open, so that nothing is swapped in between. Raises OSError, ValueError for a null in it.
+    It is inspected once it is open, so that nothing is swapped in between.
+    Raises OSError, ValueError for a null in it.
     """
     # O_NONBLOCK: to open a pipe would wait for its writer.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))

@@ -12,16 +12,7 @@ from unittest.mock import Mock
 import pytest
 
 from lary import files
-from lary.files import (
-    WriteError,
-    atomic_write,
-    create_temporary,
-    inside,
-    read_failures,
-    read_json,
-    remove_torn,
-    write_text,
-)
+from lary.files import WriteError, create_temporary, inside, read_failures, read_json, remove_torn, write_text
 from lary.types import Failure, LaryError, UsageError
 from tests.helpers import fails
 
@@ -49,7 +40,7 @@ def test_what_a_library_makes_of_a_full_disk_is_a_full_disk(tmp_path: Path) -> N
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def fail(error: Exception, cause: Exception | None = None) -> None:
-        with atomic_write(tmp_path / "a") as stream:
+        with files.atomic_write(tmp_path / "a") as stream:
             stream.write(b"half")
             raise error from cause
 

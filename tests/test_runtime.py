@@ -10,35 +10,26 @@ import psutil
 import pytest
 import torch
 
-from lary.runtime import (
-    PlainStream,
-    free_memory,
-    in_threads,
-    memory_bytes,
-    pick_devices,
-    pinned,
-    provenance,
-    set_arithmetic,
-    setup_logging,
-    tell_once,
-    within_memory,
-)
+from lary import runtime
+from lary.runtime import memory_bytes, pick_devices, pinned, set_arithmetic, setup_logging, tell_once, within_memory
 from lary.types import LaryError, UsageError
 from tests.helpers import fails, printed
 
 
 def test_log_lines_do_not_steer_the_terminal() -> None:
-    handler = logging.StreamHandler(PlainStream(text := io.StringIO()))
+    handler = logging.StreamHandler(runtime.PlainStream(text := io.StringIO()))
     handler.emit(logging.LogRecord("lary", logging.ERROR, "", 0, "%s", ("a\x1b]0;title\x07\x9b31m\0\rb",), None))
     assert text.getvalue() == "a\\x1b]0;title\\x07\\x9b31m\\x00\\x0db\n"
 
 
 def test_results_of_threads_keep_the_order_of_their_items() -> None:
-    assert list(in_threads(lambda item: item * item, range(500), 4, batch=3)) == [item * item for item in range(500)]
+    assert list(runtime.in_threads(lambda item: item * item, range(500), 4, batch=3)) == [
+        item * item for item in range(500)
+    ]
 
 
 def test_provenance_names_versions_and_machine() -> None:
-    found = provenance()
+    found = runtime.provenance()
     assert (list(found), found["command"]) == (["command", "versions", "commit", "dirty", "machine"], sys.argv)
     assert {"lary", "python", "numpy", "torch"} <= set(found["versions"])
     assert list(found["machine"]) == ["system", "processor", "cores", "device"]
@@ -99,7 +90,7 @@ def test_memory_that_is_kept_for_reuse_is_free(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("torch.cuda.memory_reserved", lambda device: kept[-1])
     monkeypatch.setattr("torch.cuda.memory_allocated", lambda device: 20)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (100 - kept[-1], 100))
-    assert (free_memory("cuda:1"), kept) == (80, [70, 30])
+    assert (runtime.free_memory("cuda:1"), kept) == (80, [70, 30])
 
 
 def test_a_device_without_memory_is_a_sentence_with_the_option(monkeypatch: pytest.MonkeyPatch) -> None:

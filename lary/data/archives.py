@@ -51,7 +51,8 @@ Member = tuple[str, int, int, "IO[bytes] | None"]
 class Limits(NamedTuple):
     """What an archive may grow to: files and folders, and bytes of all files.
 
-    `ratio` is bytes out per byte in (PNG, MP4 and NPY stay near 1), and counts after `free_bytes`.
+    `ratio` is bytes out per byte in (PNG, MP4 and NPY stay near 1), and counts
+    after `free_bytes`.
     """
 
     members: int = 20_000_000

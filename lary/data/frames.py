@@ -165,7 +165,8 @@ def whole_packets(container: Any, stream: Any) -> Iterator[Any]:
 def decoded(packets: Iterable[Any], held: set[int] | None = None) -> Iterator[Any]:
     """The frames of packets. Raises ValueError for more in memory than a level allows.
 
-    `held` collects where the decoder keeps its pictures: it uses the memory again of those let go.
+    `held` collects where the decoder keeps its pictures: it uses the memory
+    again of those let go.
     """
     held = set() if held is None else held
     for packet in packets:
@@ -235,8 +236,9 @@ def codec_name(stream: Any) -> str:
 def starts_afresh(packet: Any, stream: Any) -> bool:
     """Whether every later frame can be decoded from this key packet on.
 
-    Containers mark H.264 recovery points as key frames too; only an instantaneous refresh
-    (NAL type 5, ITU-T H.264 table 7-1) needs nothing before.
+    Containers mark H.264 recovery points as key frames too; only an
+    instantaneous refresh (NAL type 5, ITU-T H.264 table 7-1) needs nothing
+    before.
     """
     if codec_name(stream) != "h264":
         return True

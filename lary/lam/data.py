@@ -165,7 +165,8 @@ def folder_source(folder: Path, distance: str | None, weight: float) -> PairSour
 class PairMixture:
     """Pairs (2, 3, size, size) uint8 of several sources, by their global sample numbers.
 
-    A file is given up after so many seconds. Raises UsageError for wrong weights.
+    A file is given up after so many seconds. Raises UsageError for wrong
+    weights.
     """
 
     def __init__(

@@ -184,8 +184,9 @@ class LatentStore:
     def check_replaced(self, table: SampleTable, *, overwrite: bool) -> bool:
         """Whether there is a record of the files that rows come from; none may have been replaced.
 
-        A file is the same with its size and time, or else its content, and where it is gone. Raises UsageError for
-        another one; with `overwrite`, all latents are removed.
+        A file is the same with its size and time, or else its content, and
+        where it is gone. Raises UsageError for another one; with `overwrite`,
+        all latents are removed.
         """
         known = read_media(self.folder)
 

@@ -28,8 +28,9 @@ def chosen_model(config: Any) -> ModelSpec:
 def with_choices(spec: ModelSpec, *, name: str | None = None, **given: Any) -> ModelSpec:
     """The record as options change it, under both protocols.
 
-    `given` are values of `CHOICES`; None leaves the record's. Raises UsageError
-    for an option that the model doesn't take, or another model's name.
+    `given` are values of `CHOICES`; None leaves the record's. Raises
+    UsageError for an option that the model doesn't take, or another model's
+    name.
     """
     choice = {option: value for option, value in given.items() if value is not None}
     for option, value in choice.items():

@@ -1,6 +1,7 @@
 """UniVLA and villa-X: codebook rows for pairs of neighbouring frames.
 
-UniVLA takes the features of a DINOv2, villa-X sees windows of up to `d_t` frames.
+UniVLA takes the features of a DINOv2, villa-X sees windows of up to `d_t`
+frames.
 """
 
 from __future__ import annotations

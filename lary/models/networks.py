@@ -83,7 +83,8 @@ class NetworkEncoder:
 def check_frames(spec: ModelSpec, clips: Tensor, *, side: int | None = None, multiple: int = 1, least: int = 1) -> None:
     """Raise LaryError for clips that aren't (B, T, 3, H, W), or don't fit a network.
 
-    It needs at `least` so many frames, with sides of `side` pixels, or of a `multiple`.
+    It needs at `least` so many frames, with sides of `side` pixels, or of a
+    `multiple`.
     """
     if clips.ndim != 5 or clips.shape[2] != 3 or not clips.numel():
         raise LaryError(f"{spec.name} encodes clips (B, T, 3, H, W), not {list(clips.shape)}.")

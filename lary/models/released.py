@@ -173,7 +173,8 @@ class FluxEncoder(NetworkEncoder):
     def run(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) to normalised latents (B, D, h, w).
 
-        A cell folds 2 x 2 latents, with values in the order channel, row, column.
+        A cell folds 2 x 2 latents, with values in the order channel, row,
+        column.
         """
         import torch
 

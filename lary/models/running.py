@@ -85,8 +85,9 @@ class LoadedEncoder:
     def encode(self, clips: Tensor) -> Latents:
         """Encode clips into latents on the model's device.
 
-        Clips (B, T, H, W, 3) uint8 are prepared and spread over the record's frames, unlike
-        (B, T, 3, H, W). Raises LaryError for an answer that the record rules out.
+        Clips (B, T, H, W, 3) uint8 are prepared and spread over the record's
+        frames, unlike (B, T, 3, H, W). Raises LaryError for an answer that the
+        record rules out.
         """
         import torch
 

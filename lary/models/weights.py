@@ -119,7 +119,8 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     """The weight files of a folder of transformers.
 
     Safetensors come before pickled files, single files before shards. Raises
-    UsageError for none, or several without an index, LaryError for a wrong index.
+    UsageError for none, or several without an index, LaryError for a wrong
+    index.
     """
     for suffix, single in ((".safetensors", "model"), (".bin", "pytorch_model")):
         if (file := folder / f"{single}{suffix}").is_file():

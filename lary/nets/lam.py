@@ -60,7 +60,8 @@ class CosineAttention(nn.Module):
     def forward(self, x: Tensor, bias: Tensor | None = None, context: Tensor | None = None) -> Tensor:
         """Sequences (S, N, D) to their shape; logits get `bias` (heads, N, N).
 
-        Keys and values are those of `context` (S, M, D), or else of `x` itself.
+        Keys and values are those of `context` (S, M, D), or else of `x`
+        itself.
         """
         source = x if context is None else self.context_norm(context)
         parts = (self.to_q(self.norm(x)), *self.to_kv(source).chunk(2, dim=-1))
@@ -218,7 +219,8 @@ class DifferenceQuantizer(nn.Module):
     def with_noise(self, latent: Tensor, codes: Tensor, draw: Tensor) -> Tensor:
         """Move a latent by its quantization error in the direction of `draw`.
 
-        All are (B, N, Q), `draw` is standard-normal. As published, also in evaluation.
+        All are (B, N, Q), `draw` is standard-normal. As published, also in
+        evaluation.
         """
         error = (latent - self.quantized(codes)).norm(dim=-1, keepdim=True)
         # As published, 1e-12 is added to the ratio, not its divisor.

@@ -348,8 +348,9 @@ class VillaNetwork(nn.Module):
     def latents(self, clips: Tensor) -> Tensor:
         """Clips (B, T, 3, H, W) to latents (B, T - 1, learned tokens, D).
 
-        Clips are normalised, T is at least 2. Above `d_t` frames, windows slide by
-        one frame: the first gives all its transitions, a later one its last.
+        Clips are normalised, T is at least 2. Above `d_t` frames, windows
+        slide by one frame: the first gives all its transitions, a later one
+        its last.
         """
         patches = self.encoder.patches(clips)
         count = patches.shape[1] - self.window + 1

@@ -41,11 +41,12 @@ class ClassifierInputs:
 def train_classifier(inputs: ClassifierInputs, settings: ClassifierSettings, session: Session) -> ClassificationOutcome:
     """Train all heads; returns the predictions of the selected ones.
 
-    Every epoch writes ``log_r0.csv`` (epoch, train_acc, val_acc: per cent, best
-    head) into the session's folder; the last one ``latest.pt`` (``classifiers``:
-    state dicts; ``selected``: numbers of those to report; ``scaling``: mean and
-    std by channel, or None). Raises UsageError for inputs that don't fit together
-    or into memory, LaryError if every head diverged.
+    Every epoch writes ``log_r0.csv`` (epoch, train_acc, val_acc: per cent,
+    best head) into the session's folder; the last one ``latest.pt``
+    (``classifiers``: state dicts; ``selected``: numbers of those to report;
+    ``scaling``: mean and std by channel, or None). Raises UsageError for
+    inputs that don't fit together or into memory, LaryError if every head
+    diverged.
     """
     sources.check_splits((inputs.train, inputs.train_targets), (inputs.validation, inputs.labels))
     present = np.unique(inputs.train_targets)

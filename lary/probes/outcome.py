@@ -1,8 +1,9 @@
 """Outcome of a probe: predictions per validation sample, and their metrics.
 
-An outcome has two selections: ``held_out`` (the average of the last epochs or of
-the heads, or a ridge's penalty by cross-validation) and ``best_on_validation``
-(picked on the reported split), which alone ``paper`` has.
+An outcome has two selections: ``held_out`` (the average of the last epochs or
+of the heads, or a ridge's penalty by cross-validation) and
+``best_on_validation`` (picked on the reported split), which alone ``paper``
+has.
 
 Splits have n samples, L classes, and chunks of K steps and A dimensions.
 Shares are in [0, 1]; errors of actions are normalised, not in physical units.

@@ -1,8 +1,9 @@
 """``lary analyze``: figures and tables made from finished runs; here those of classes and of ablations.
 
-F1 by frequency: a point of the moving average is the mean F1 of neighbouring classes, at the
-geometric mean of their counts. The gap is F1 of people minus that of robots. Ablations are
-the score by stride and by settings of models, with the paper's numbers as open marks.
+F1 by frequency: a point of the moving average is the mean F1 of neighbouring
+classes, at the geometric mean of their counts. The gap is F1 of people minus
+that of robots. Ablations are the score by stride and by settings of models,
+with the paper's numbers as open marks.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Finished runs together: paired comparisons on shared samples, and tables for notebooks.
 
-The first run is compared with each of the others. Clusters (episodes, videos) are paired, the
-seeds of each run add their spread; p values are corrected by Holm (1979).
+The first run is compared with each of the others. Clusters (episodes, videos)
+are paired, the seeds of each run add their spread; p values are corrected by
+Holm (1979).
 """
 
 from __future__ import annotations

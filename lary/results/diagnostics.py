@@ -1,8 +1,9 @@
 """What latents are like before any probe: channels, rank, use of the codebook.
 
-Effective rank is the exponential of the entropy of the normalised singular values (Roy and
-Vetterli 2007), the participation ratio the squared sum of the principal variances over the
-sum of their squares, both without the mean. Memory grows with the batch and D squared.
+Effective rank is the exponential of the entropy of the normalised singular
+values (Roy and Vetterli 2007), the participation ratio the squared sum of the
+principal variances over the sum of their squares, both without the mean.
+Memory grows with the batch and D squared.
 """
 
 from collections.abc import Mapping

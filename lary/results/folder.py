@@ -1,8 +1,9 @@
 """The one writer of a run's folder, and the readers that find finished runs.
 
-A run writes below ``.work/``; once complete, its files move to the run's folder, and
-``result.json`` with their SHA-256 comes last. A kill leaves no result, or a staged one that
-the next command publishes. Readers use only files that the result names.
+A run writes below ``.work/``; once complete, its files move to the run's
+folder, and ``result.json`` with their SHA-256 comes last. A kill leaves no
+result, or a staged one that the next command publishes. Readers use only files
+that the result names.
 """
 
 import os
@@ -59,9 +60,10 @@ def writing(
 ) -> Iterator[RunFolder]:
     """Hold a run's folder for writing; files of the same `identity` are kept to `resume` from.
 
-    Of processes that train together only the one that `leads` takes the lock and prepares
-    ``.work/``. Raises LaryError where another process writes there, or where `check`, under the
-    lock, finds or raises of a result that is new.
+    Of processes that train together only the one that `leads` takes the lock
+    and prepares ``.work/``. Raises LaryError where another process writes
+    there, or where `check`, under the lock, finds or raises of a result that
+    is new.
     """
     run = RunFolder(folder)
     if not leads:

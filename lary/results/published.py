@@ -1,7 +1,8 @@
 """The output files of the published code, and arrays for comparisons and figures.
 
-``predictions.npz`` holds the fields of `SampleScores` of each role and the ``seeds`` (S,),
-``actions.npz`` those of `Chunks` of the first seed. A score is 1 or 0, or a normalised error.
+``predictions.npz`` holds the fields of `SampleScores` of each role and the
+``seeds`` (S,), ``actions.npz`` those of `Chunks` of the first seed. A score is
+1 or 0, or a normalised error.
 """
 
 import io
@@ -33,8 +34,9 @@ Frames = Callable[[int], Pixels]
 def write_classification_files(folder: Path, outcome: ClassificationOutcome) -> None:
     """Write the files of a classification for its headline selection.
 
-    The matrix has predicted classes in rows, true ones in columns. ``case.txt`` has per
-    validation sample media path, predicted and true class, with tabs between.
+    The matrix has predicted classes in rows, true ones in columns.
+    ``case.txt`` has per validation sample media path, predicted and true
+    class, with tabs between.
     """
     from pandas import DataFrame
 
@@ -187,7 +189,8 @@ def action_scores(runs: Sequence[RegressionOutcome]) -> dict[str, SampleScores]:
 def answers_of(runs: Sequence[ClassificationOutcome]) -> dict[str, Array]:
     """The ``classes`` (L,), and of the split seen: ``labels`` (n,), and by selection the answers of all seeds.
 
-    ``best_<selection>`` (S, n, `TOP_K`) are the best classes from 0, ``logits_<selection>`` their scores.
+    ``best_<selection>`` (S, n, `TOP_K`) are the best classes from 0,
+    ``logits_<selection>`` their scores.
     """
     found: dict[str, Array] = {"classes": np.array(runs[0].classes), "seen_labels": runs[0].labels}
     for name in runs[0].selections:
@@ -204,7 +207,8 @@ def write_scores(folder: Path, scores: Mapping[str, SampleScores], seeds: Sequen
 def write_actions(folder: Path, runs: Sequence[RegressionOutcome]) -> None:
     """Write the chunks of all splits, and, of several seeds, by role and normalised:
 
-    ``targets`` (n, K, A), ``mean`` and ``std`` (n, A), and ``normalised_<selection>`` (S, n, K, A).
+    ``targets`` (n, K, A), ``mean`` and ``std`` (n, A), and
+    ``normalised_<selection>`` (S, n, K, A).
     """
     found: dict[str, Array] = {}
     for role, split in runs[0].splits.items():

@@ -1,9 +1,10 @@
 """Figures of single samples and episodes of finished runs.
 
-Attention maps show how the query of the attentive probe weighs the tokens of a sample. A
-latent step shows its frame where steps are as many as frames, two neighbours where one is
-less, else equal parts of the clip; in causal autoencoders the first frame is alone.
-Trajectories show actions over episodes: chunks begin at the number in their frame's name.
+Attention maps show how the query of the attentive probe weighs the tokens of a
+sample. A latent step shows its frame where steps are as many as frames, two
+neighbours where one is less, else equal parts of the clip; in causal
+autoencoders the first frame is alone. Trajectories show actions over episodes:
+chunks begin at the number in their frame's name.
 """
 
 import math
@@ -236,7 +237,8 @@ def trajectories(context: Context) -> Found:
 def chosen_episodes(chunks: Chunks, wanted: Sequence[str], count: int) -> list[str]:
     """The named episodes, or `count` of the longest ones at even ranks of their error.
 
-    Longest: with at least the median number of samples. Unknown names are passed over.
+    Longest: with at least the median number of samples. Unknown names are
+    passed over.
     """
     from pandas import Series
 

@@ -1,8 +1,9 @@
 """Metrics as functions of sums, their 95 % intervals, and p values of differences.
 
-Samples are added up per episode or video (cluster), (G, M); the standard error is that of the
-jackknife over clusters. Seeds are a second factor, crossed with them: sums are (S, G, M).
-docs/number.md has the reasons, the sources and the measured coverage.
+Samples are added up per episode or video (cluster), (G, M); the standard error
+is that of the jackknife over clusters. Seeds are a second factor, crossed with
+them: sums are (S, G, M). docs/number.md has the reasons, the sources and the
+measured coverage.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -50,9 +51,10 @@ def _second_half(sums: Doubles) -> Doubles:
 class Statistic:
     """A metric of sums: its values, and the lowest and highest of each kind.
 
-    `function` maps sums (..., M) to K values (..., K), NaN where undefined, the same if all
-    sums double. `counts` maps them to the samples behind each value, `trials` to independent
-    ones that vary as much. The K values are as many of each kind in `limits`, kind by kind.
+    `function` maps sums (..., M) to K values (..., K), NaN where undefined,
+    the same if all sums double. `counts` maps them to the samples behind each
+    value, `trials` to independent ones that vary as much. The K values are as
+    many of each kind in `limits`, kind by kind.
     """
 
     function: Callable[[Doubles], Doubles]
@@ -205,10 +207,11 @@ class Interval:
 class Spread:
     """What is known of the spread of estimates (K,).
 
-    `pulls` (G, K): how much each cluster changes them. `support` (K,): clusters that one
-    rests on, `effective` (K,): as many of equal size (Kish 1965), `lopsided` (K,): skewness
-    of a sum of values with skewness 1. `parts`: weights and values (S, K) of all seeds,
-    `limits` (K, 2): the range, `trials` (K,): independent samples that would vary as much.
+    `pulls` (G, K): how much each cluster changes them. `support` (K,):
+    clusters that one rests on, `effective` (K,): as many of equal size (Kish
+    1965), `lopsided` (K,): skewness of a sum of values with skewness 1.
+    `parts`: weights and values (S, K) of all seeds, `limits` (K, 2): the
+    range, `trials` (K,): independent samples that would vary as much.
     """
 
     value: Doubles
@@ -317,8 +320,9 @@ def spread_of(parts: Sequence[Part], statistic: Statistic = ratio) -> Spread:
 def p_value(parts: Sequence[Part]) -> float:
     """Two-sided p of no difference, from sums (S, G, 2) of each run; NaN on too few clusters.
 
-    It is that of Student's t, and never below that of the exact test which changes the signs
-    of whole clusters (Fisher 1935): with G clusters it is at least 2^(1 - G).
+    It is that of Student's t, and never below that of the exact test which
+    changes the signs of whole clusters (Fisher 1935): with G clusters it is at
+    least 2^(1 - G).
     """
     found = spread_of(parts)
     reason, value = found.reason(0), abs(float(found.value[0]))
@@ -336,7 +340,8 @@ def p_value(parts: Sequence[Part]) -> float:
 def sign_p(differences: Doubles) -> float:
     """Share of the changes of sign of differences (G,) whose sum is as far from zero as theirs.
 
-    With more than `EXACT_CLUSTERS` of them it is the least that such a test can show.
+    With more than `EXACT_CLUSTERS` of them it is the least that such a test
+    can show.
     """
     if len(differences) > EXACT_CLUSTERS:
         return float(2.0 ** (1 - len(differences)))

@@ -1,8 +1,9 @@
 """``lary export`` and ``lary board``: results of a model as one file, and a site of many such files.
 
-A file is a ZIP archive: ``submission.json``, in ``runs/0``, ``runs/1`` ... a ``result.json`` and
-the arrays that ``lary verify`` needs, in ``plugins`` the model's source. A site trusts nothing in
-it: metrics and digests are computed again.
+A file is a ZIP archive: ``submission.json``, in ``runs/0``, ``runs/1`` ... a
+``result.json`` and the arrays that ``lary verify`` needs, in ``plugins`` the
+model's source. A site trusts nothing in it: metrics and digests are computed
+again.
 """
 
 from __future__ import annotations

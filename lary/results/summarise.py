@@ -273,9 +273,10 @@ def regression_result(
 ) -> EvalResult:
     """The record of a regression: MSE and R2 with intervals, tables, controls, examples.
 
-    Units come from `facts.dataset.units`, pictures from `facts.files`. `others` are probes
-    with further seeds. `orientations` are for absolute actions. Raises LaryError where a split
-    is empty or predictions aren't finite.
+    Units come from `facts.dataset.units`, pictures from `facts.files`.
+    `others` are probes with further seeds. `orientations` are for absolute
+    actions. Raises LaryError where a split is empty or predictions aren't
+    finite.
     """
     runs, seen, units = (outcome, *others), outcome.splits["seen"], facts.dataset.units
     first = headline(seen.selections)

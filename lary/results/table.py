@@ -1,7 +1,8 @@
 """``lary table``: finished runs as tables of a paper.
 
-There is one for each kind of probe, with a row per model and a column per data set. The best
-of a column is bold; rows of arXiv 2604.11689 stand beside one's own on request.
+There is one for each kind of probe, with a row per model and a column per data
+set. The best of a column is bold; rows of arXiv 2604.11689 stand beside one's
+own on request.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """``lary verify``: the metrics and digests of a finished run once more, from its folder alone.
 
-Metrics are those of scikit-learn and angles those of SciPy, never those of this package.
+Metrics are those of scikit-learn and angles those of SciPy, never those of
+this package.
 """
 
 import math

@@ -1,8 +1,9 @@
 """The controls of a model as ordinary runs, and the margin of the model over each.
 
-Shuffled targets measure chance (Hewitt and Liang 2019), static pairs single frames, shuffled
-order what needs none; a random projection and random weights are of the same latents and the
-same architecture. Majority class and mean action are in every result.
+Shuffled targets measure chance (Hewitt and Liang 2019), static pairs single
+frames, shuffled order what needs none; a random projection and random weights
+are of the same latents and the same architecture. Majority class and mean
+action are in every result.
 """
 
 from collections.abc import Sequence

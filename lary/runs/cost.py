@@ -1,6 +1,7 @@
 """Dry runs: seconds by stage and bytes of extractions and probes, from a few rows and steps on this machine.
 
-What grows with rows, batches or epochs is scaled; all else, such as imports and figures, counts as it was measured.
+What grows with rows, batches or epochs is scaled; all else, such as imports
+and figures, counts as it was measured.
 """
 
 import shutil

@@ -1,8 +1,9 @@
 """Work in several processes: one per device of this machine, or Ray for several.
 
 Tasks come from one queue, so that a slow device holds nobody up. A process or
-actor that dies is restarted with its task. With Ray, every machine has lary and
-sees the same files under the same paths. Files are bit-identical on all engines.
+actor that dies is restarted with its task. With Ray, every machine has lary
+and sees the same files under the same paths. Files are bit-identical on all
+engines.
 """
 
 from __future__ import annotations
@@ -233,7 +234,8 @@ def extract_on_ray(job: Job, units: Sequence[Unit], stop: StopRequest, advance: 
 class LastingActor:
     """An actor that another one replaces when it dies.
 
-    Ray's own restarts lose a whole task's tries within a second on a machine that is gone.
+    Ray's own restarts lose a whole task's tries within a second on a machine
+    that is gone.
     """
 
     def __init__(self, ray: Any, start: Callable[[], Any]) -> None:
@@ -268,7 +270,8 @@ class LastingActor:
 def plan_actors(ray: Any, device: str) -> tuple[int, int, JsonDict]:
     """Actors, most actors of a machine, and what each asks of Ray.
 
-    There is one per GPU; without GPUs, or with ``--device cpu``, one per machine.
+    There is one per GPU; without GPUs, or with ``--device cpu``, one per
+    machine.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = [int(node.get("GPU", 0)) for node in nodes]
@@ -283,7 +286,8 @@ def tasks_on_ray(
 ) -> Iterator[tuple[Group, list[Found] | str]]:
     """Call ``work(group, settings, plug-ins, GPUs)`` for every group in a task of its own.
 
-    Yields each group with its results, or why it failed, as completed. Raises LaryError.
+    Yields each group with its results, or why it failed, as completed. Raises
+    LaryError.
     """
     with connected(config.address) as ray:
         options = check_resources(ray.cluster_resources(), config)

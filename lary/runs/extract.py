@@ -1,8 +1,9 @@
 """Extraction: from a split's table to its latents and the table that points to them.
 
-Frame controls repeat or reorder the latents of a model that encodes each frame by itself. One that
-mixes its frames, such as a latent action model, has to see the changed frames: a table of them is
-extracted into ``$LARY_LA_DIR/controls/<control>``.
+Frame controls repeat or reorder the latents of a model that encodes each frame
+by itself. One that mixes its frames, such as a latent action model, has to see
+the changed frames: a table of them is extracted into
+``$LARY_LA_DIR/controls/<control>``.
 """
 
 import json

@@ -1,8 +1,9 @@
 """Cross-validation (``--folds K``), where few episodes or videos validate.
 
-The samples of the training and the validation split are pooled and cut into K folds by episode
-or video, balanced by class as far as these allow. Each of K probes is trained without one fold
-and predicts it; the predictions of all folds are scored like those of one split.
+The samples of the training and the validation split are pooled and cut into K
+folds by episode or video, balanced by class as far as these allow. Each of K
+probes is trained without one fold and predicts it; the predictions of all
+folds are scored like those of one split.
 """
 
 from __future__ import annotations

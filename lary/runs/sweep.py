@@ -1,8 +1,9 @@
 """``lary sweep``: many runs from one file, all checked before the first one starts.
 
-The file is YAML with three keys: `options` for all runs, `grid` with lists whose
-combinations are run, `runs` with single ones. Keys are the options of ``lary run``.
-A fourth, `plugins`, lists Python files to run first, relative to the file's folder.
+The file is YAML with three keys: `options` for all runs, `grid` with lists
+whose combinations are run, `runs` with single ones. Keys are the options of
+``lary run``. A fourth, `plugins`, lists Python files to run first, relative to
+the file's folder.
 """
 
 import itertools

@@ -1,8 +1,9 @@
 """The verbs: what the arm does, and what happens to the objects.
 
 Every behaviour draws its own situation and returns a `Script`. No physics is
-simulated: objects follow the tool by the geometry of the act. Units are metres,
-radians, and shares of time. The order of the draws decides the data set's bytes.
+simulated: objects follow the tool by the geometry of the act. Units are
+metres, radians, and shares of time. The order of the draws decides the data
+set's bytes.
 """
 
 from __future__ import annotations

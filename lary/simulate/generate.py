@@ -34,8 +34,9 @@ STATS = "regression/simarm/simarm_stats.json"
 def simulate(out: Path, config: SimulateConfig) -> dict[str, int]:
     """Make the data set in `out`, a ``LARY_ROOT``; returns the number of rows of each table.
 
-    An episode whose files are all there is kept. Raises UsageError without MuJoCo, for
-    wrong numbers or another simulation in the folder, LaryError where writing fails.
+    An episode whose files are all there is kept. Raises UsageError without
+    MuJoCo, for wrong numbers or another simulation in the folder, LaryError
+    where writing fails.
     """
     check_numbers(config)
     if importlib.util.find_spec("mujoco") is None:

@@ -58,8 +58,9 @@ class Lamp:
 class Arm:
     """One kind of arm, whose name is the robot type.
 
-    Names of geoms in `xml` (MJCF) hold roles, as in ``arm_main_3``, of which palettes
-    have materials; `home` is the posture that it is drawn to, seven joints.
+    Names of geoms in `xml` (MJCF) hold roles, as in ``arm_main_3``, of which
+    palettes have materials; `home` is the posture that it is drawn to, seven
+    joints.
     """
 
     xml: str

@@ -35,7 +35,7 @@ def run(command: str, root: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {
         "LARY_ROOT": str(root), "DATA_DIR": str(root / "data"), "MODEL_DIR": str(root / "models"),
         "LARY_LA_DIR": str(root / "latent_actions"), "LARY_LOG_DIR": str(root / "logs"),
-        "DINO_V2_PATH": str(root / "models" / "DINOv2"), "CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7",
+        "DINO_V2_PATH": str(root / "models" / "DINOv2"), "CUDA_VISIBLE_DEVICES": "",
     }  # fmt: skip
     done = subprocess.run(program, cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -9,18 +9,10 @@ from typing import Any
 import jsonschema
 import pytest
 
+from lary.results import record
 from lary.results.compare import load_results, open_scored
 from lary.results.folder import find_results
-from lary.results.record import (
-    FILE_NAME,
-    SCHEMA_VERSION,
-    EvalResult,
-    Metric,
-    read_result,
-    schema_text,
-    seal_holds,
-    write_result,
-)
+from lary.results.record import FILE_NAME, SCHEMA_VERSION, Metric, read_result, schema_text, seal_holds, write_result
 from lary.results.report import write_report
 from lary.types import LaryError
 from tests import fake_results as fake
@@ -95,7 +87,7 @@ def kept_in(before: Any, after: Any) -> bool:
 
 def test_schema_has_a_sentence_for_every_field_and_is_that_of_the_documentation(tmp_path: Path) -> None:
     schema = json.loads(schema_text())
-    assert next(iter(EvalResult.model_fields)) == "schema_version"
+    assert next(iter(record.EvalResult.model_fields)) == "schema_version"
     for name, part in {"EvalResult": schema, **schema["$defs"]}.items():
         assert part["additionalProperties"] is False
         assert part["description"].endswith("."), name
