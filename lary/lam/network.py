@@ -190,7 +190,7 @@ def open_backbone(config: TrainLamConfig, settings: Settings, device: str) -> Fr
 
         def encode(pairs: Tensor) -> Tensor:
             tokens = encoder.encode(pairs).tokens  # (B, 2, N, D)
-            # The decoder ends in a norm, as features of the family do: it can't reach others.
+            # The decoder ends in a norm, as features of the family do: others it reaches slowly.
             tokens = F.layer_norm(tokens.float(), tokens.shape[-1:])
             return torch.unflatten(tokens, 2, (round(tokens.shape[2] ** 0.5), -1))
 
