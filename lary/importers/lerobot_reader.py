@@ -372,13 +372,12 @@ def stretch_ends(first: Ints, rows: Ints, count: int) -> Ints:
 def decode_from(path: Path, table: FrameTable, wanted: int) -> Iterator[tuple[int, Any]]:
     """Numbered frames of a video from the last key frame up to `wanted` on."""
     number, packet_number = [start for start in table.starts if start[0] <= wanted][-1]
-    key, held = table.stamps[number], set[int]()
+    key = table.stamps[number]
     with opened_video(path) as (container, stream):
-        for packet in islice(whole_packets(container, stream), packet_number, None):
-            for frame in decoded(packet, held):
-                if frame.pts is not None and frame.pts < key:
-                    continue  # shown before the key frame, and decoded from frames before it
-                if frame.is_corrupt or table.stamps[number : number + 1] != (frame.pts,):
-                    raise ValueError(f"frame {number} is damaged")
-                yield number, frame
-                number += 1
+        for frame in decoded(islice(whole_packets(container, stream), packet_number, None)):
+            if frame.pts is not None and frame.pts < key:
+                continue  # shown before the key frame, and decoded from frames before it
+            if frame.is_corrupt or table.stamps[number : number + 1] != (frame.pts,):
+                raise ValueError(f"frame {number} is damaged")
+            yield number, frame
+            number += 1
