@@ -37,13 +37,13 @@ def attempt(home: Path, store: str, share: float) -> tuple[bool, dict[str, bytes
     probe = scene.start([*words[:3], "-c", MAIN, *words[5:]], log)
     if share < 1:
         time.sleep(share * SECONDS[store])
-        for file in data.rglob("*.png"):
+        for file in (data / "regression/calvin/train_stride5").rglob("*.png"):
             ImageOps.invert(Image.open(file).convert("RGB")).save(file)
         extract("train", "--overwrite")
     done = probe.wait(600) == 0
     SECONDS.setdefault(store, time.monotonic() - begun)
     text = log.read_text()
-    print(f"{store:6} {share:.2f} {'done' if done else text.splitlines()[-1][-120:]}", flush=True)
+    print(f"{store:6} {share:.2f} {'done' if done else 'refused'} {text.splitlines()[-1][-120:]}", flush=True)
     return done or "Traceback" in text, scene.contents(root / "logs")
 
 
@@ -56,6 +56,8 @@ if __name__ == "__main__":
         for number in range(tries):
             store = ("shards", "npz")[number % 2]
             done, found = attempt(Path(folder) / "home", store, draw.random())
-            wrong += done and bool(scene.differences(found, wanted[store]))
+            if done and (differing := scene.differences(found, wanted[store])):
+                wrong += 1
+                print(f"WRONG: {', '.join(differing)}", flush=True)
     print(f"{tries} tries, {wrong} wrong")
     sys.exit(wrong > 0)
