@@ -36,7 +36,9 @@ UNCOUNTED = 1 << 18
 
 def size_problem(width: int, height: int, most: int = LARGEST_PICTURE) -> str:
     """Why a picture of this size is not decoded, in words; empty if it is."""
-    return f"it announces {width} x {height} pixels, more than the {most} that are decoded" * (width * height > most)
+    if width * height <= most:
+        return ""
+    return f"it announces {width} x {height} pixels, more than the {most} that are decoded"
 
 
 def read_image(path: Path, reader: Reader = "cv2") -> Pixels:

@@ -35,7 +35,8 @@ STABILISERS = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 def frame_motion(pictures: Iterable[Pixels]) -> Doubles:
     """1 - SSIM between neighbouring gray pictures (H, W) uint8, (n - 1,) float64.
 
-    As scikit-image's defaults for uint8 but for rounding, in a tenth of the time.
+    As scikit-image's defaults for uint8 but for rounding, in a tenth of the
+    time.
     """
     import cv2
 

@@ -2,8 +2,7 @@
 
 Worker processes decode the files, which can hang or crash a decoder. A
 manifest of digests lets a later run compare instead. The text report has the
-published layout, and ``depth="headers"`` inspects what the published checker
-inspects.
+published layout, and ``depth="headers"`` inspects as the published checker.
 """
 
 import itertools
@@ -220,7 +219,9 @@ def table_problem(path: Path, column: str, count: int, reason: str) -> CheckedFi
 def rows_problem(path: Path, column: str, rows: Sequence[int], reason: str) -> CheckedFile:
     """A problem of some rows of a table; `reason` is that of the first."""
     about = f"row {rows[0] + 1} (line {tables.line_of(path, rows[0])}): {reason}"
-    return table_problem(path, column, len(rows), about + f", and {len(rows) - 1} more rows" * (len(rows) > 1))
+    if len(rows) > 1:
+        about += f", and {len(rows) - 1} more rows"
+    return table_problem(path, column, len(rows), about)
 
 
 def check_frame_numbers(group: CheckedGroup) -> None:

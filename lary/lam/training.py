@@ -43,9 +43,18 @@ CLIP = 0.5
 PUBLISHED = "published.pt"
 WORK, STATE = ".work", "state.pt"
 NOT_DECIDING = {
-    "out", "steps", "gpus", "device", "workers", "cache_features", "export", "tracker",
-    "checkpoint_minutes", "overwrite", "stop_on_collapse",
-}  # fmt: skip
+    "out",
+    "steps",
+    "gpus",
+    "device",
+    "workers",
+    "cache_features",
+    "export",
+    "tracker",
+    "checkpoint_minutes",
+    "overwrite",
+    "stop_on_collapse",
+}
 """Options that may change when a training is resumed."""
 
 

@@ -31,8 +31,13 @@ TABLE_STD = 0.02
 CODEBOOK = "vq"
 """Prefix of codebooks' names; their rows have the scale of latents."""
 TOKENS = (
-    "cls_token", "class_token", "class_embedding", "distillation_token", "register_tokens", "cls_register_token",
-)  # fmt: skip
+    "cls_token",
+    "class_token",
+    "class_embedding",
+    "distillation_token",
+    "register_tokens",
+    "cls_register_token",
+)
 """Names of learned tokens before those of the image."""
 STARTS_AT_ZERO = ("bias", "beta", "running_mean")
 

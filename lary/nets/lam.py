@@ -280,10 +280,21 @@ class LatentActionModel(nn.Module):
     """
 
     def __init__(
-        self, *, dim: int, quant_dim: int, codebook_size: int, image_size: int, patch_size: int, spatial_depth: int,
-        temporal_depth: int, dim_head: int, heads: int, code_seq_len: int, patch_input: bool = False,
+        self,
+        *,
+        dim: int,
+        quant_dim: int,
+        codebook_size: int,
+        image_size: int,
+        patch_size: int,
+        spatial_depth: int,
+        temporal_depth: int,
+        dim_head: int,
+        heads: int,
+        code_seq_len: int,
+        patch_input: bool = False,
         pixel_output: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.dim, self.grid = dim, int(image_size / patch_size)
         self.features: nn.Module | None = None
@@ -348,9 +359,17 @@ class Tokenizer(nn.Module):
     """
 
     def __init__(
-        self, *, z_channels: int, ch: int, ch_mult: Sequence[int], num_res_blocks: int, in_channels: int = 3,
-        model_type: str = "en18", out_ch: int = 3, use_ema: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        z_channels: int,
+        ch: int,
+        ch_mult: Sequence[int],
+        num_res_blocks: int,
+        in_channels: int = 3,
+        model_type: str = "en18",
+        out_ch: int = 3,
+        use_ema: bool = True,
+    ) -> None:
         super().__init__()
         widths = [ch * factor for factor in (1, *ch_mult)]
         down = nn.Sequential()
@@ -359,14 +378,16 @@ class Tokenizer(nn.Module):
             if len(down) < len(ch_mult) - 1:  # all levels but the last halve the resolution
                 level.add_module("downsample", nn.Conv2d(wide, wide, 3, stride=2, padding=1))
             down.append(level)
-        self.encoder = nn.Sequential(OrderedDict(
-            conv_in=nn.Conv2d(in_channels, ch, 3, padding=1, bias=False),
-            down=down,
-            mid_block=residual_blocks(widths[-1], widths[-1], num_res_blocks),
-            norm_out=nn.GroupNorm(GROUPS, widths[-1], eps=1e-6),
-            activation=nn.SiLU(),
-            conv_out=nn.Conv2d(widths[-1], z_channels, 1),
-        ))  # fmt: skip
+        self.encoder = nn.Sequential(
+            OrderedDict(
+                conv_in=nn.Conv2d(in_channels, ch, 3, padding=1, bias=False),
+                down=down,
+                mid_block=residual_blocks(widths[-1], widths[-1], num_res_blocks),
+                norm_out=nn.GroupNorm(GROUPS, widths[-1], eps=1e-6),
+                activation=nn.SiLU(),
+                conv_out=nn.Conv2d(widths[-1], z_channels, 1),
+            )
+        )
         self.projects = model_type != "en512"
 
     def forward(self, images: Tensor) -> Tensor:

@@ -97,9 +97,17 @@ class Training(ABC):
         # By name of the selection: rank, epoch, predictions as tensors.
         self.picks: dict[SelectionName, JsonDict] = {}
         deciding = [
-            type(self).__name__, STATE_FORMAT, __version__, torch.__version__, session.identity, session.protocol,
-            session.seed, self.device.partition(":")[0], settings, inputs,
-        ]  # fmt: skip
+            type(self).__name__,
+            STATE_FORMAT,
+            __version__,
+            torch.__version__,
+            session.identity,
+            session.protocol,
+            session.seed,
+            self.device.partition(":")[0],
+            settings,
+            inputs,
+        ]
         self._identity = digest(json.dumps(deciding, default=_plain))
         self._state = session.folder / STATE_FILE if session.folder and session.identity else None
         self._written, self._cost = time.monotonic(), 0.0

@@ -16,7 +16,7 @@ import numpy as np
 
 from lary.results import statistics as stats
 from lary.results.folder import AGAIN, FinishedRun, choice_of, find_results, finished_run
-from lary.results.published import SampleScores, read_scores
+from lary.results.published import SampleScores, read_arrays
 from lary.results.record import Metric, number
 from lary.results.summarise import metric
 from lary.types import JsonDict, LaryError, UsageError, as_path
@@ -25,9 +25,18 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 FACTS = (
-    "task", "label", "probe", "action_mode", "relative_frame", "protocol", "preset", "control", "project", "status",
+    "task",
+    "label",
+    "probe",
+    "action_mode",
+    "relative_frame",
+    "protocol",
+    "preset",
+    "control",
+    "project",
+    "status",
     "primary",
-)  # fmt: skip
+)
 """Fields of a result that are columns of a table of runs."""
 
 
@@ -39,7 +48,6 @@ class ScoredRun(FinishedRun):
 
     @property
     def text(self) -> str:
-        """The run, its settings and its mean score."""
         result = self.result
         mean = self.scores.scores.mean(dtype=np.float64)
         return f"{result.label} [{result.protocol}, {result.preset}] {number(mean, result.score.unit)}"
@@ -93,7 +101,7 @@ class Comparison:
 def open_scored(place: str | Path, role: str = "seen") -> ScoredRun:
     """A finished run and its scores. Raises UsageError or LaryError if a file is missing."""
     run = finished_run(as_path(place))
-    return ScoredRun(run.folder, run.result, scores=read_scores(run, role))
+    return ScoredRun(run.folder, run.result, scores=read_arrays(SampleScores, run, role))
 
 
 def compare_results(places: Sequence[str | Path], role: str = "seen", seed: int = 0) -> Comparison:
@@ -114,7 +122,6 @@ def compare_results(places: Sequence[str | Path], role: str = "seen", seed: int 
 
 
 def _check_alike(first: FinishedRun, other: FinishedRun) -> None:
-    """Refuse runs whose scores mean different things. Raises UsageError."""
     sides = (
         (
             *(each.dataset.name, each.dataset.split_set or "published", each.folds),
@@ -138,9 +145,8 @@ def paired_difference(first: ScoredRun, other: ScoredRun, seed: int = 0) -> Diff
     order = np.argsort(rows)  # a repeated sample counts once
     groups = np.array(first.scores.groups)[rows[order]]
     clusters = stats.cluster_index(groups.tolist(), seed)
-    parts = []
-    for weight, run, chosen in ((1.0, first, rows[order]), (-1.0, other, theirs[order])):
-        parts.append((weight, stats.mean_sums(run.scores.scores[:, chosen], clusters)))
+    sides = (1.0, first.scores.scores[:, rows[order]]), (-1.0, other.scores.scores[:, theirs[order]])
+    parts = [(weight, stats.mean_sums(scores, clusters)) for weight, scores in sides]
     unit = first.result.score.unit
     kind = stats.fraction if unit == "fraction" else stats.magnitude
     gain = metric(stats.spread_of(parts, kind).interval(), 0, unit)

@@ -205,9 +205,9 @@ def write_scores(folder: Path, scores: Mapping[str, SampleScores], seeds: Sequen
 
 
 def write_actions(folder: Path, runs: Sequence[RegressionOutcome]) -> None:
-    """Write the chunks of all splits, and, of several seeds, by role and normalised:
+    """Write the chunks of all splits, and what all seeds predict, normalised.
 
-    ``targets`` (n, K, A), ``mean`` and ``std`` (n, A), and
+    By role: ``targets`` (n, K, A), ``mean`` and ``std`` (n, A), and
     ``normalised_<selection>`` (S, n, K, A).
     """
     found: dict[str, Array] = {}
@@ -225,18 +225,10 @@ def _write_arrays(file: Path, tables: Mapping[str, SampleScores | Chunks], **mor
         np.savez_compressed(stream, **more, **arrays)  # type: ignore[arg-type]
 
 
-def read_scores(run: FinishedRun, role: str = "seen") -> SampleScores:
-    """The scores of one role. Raises LaryError if they are missing or torn."""
-    return _read_arrays(SampleScores, run, PREDICTIONS, role)
-
-
-def read_predicted(run: FinishedRun, role: str = "seen") -> Chunks:
-    """The chunks of one role. Raises LaryError as `read_scores`."""
-    return _read_arrays(Chunks, run, ACTIONS, role)
-
-
-def _read_arrays(kind: type[Arrays], run: FinishedRun, name: str, role: str) -> Arrays:
-    file, parts = run.folder / name, [part.name for part in fields(kind)]
+def read_arrays(kind: type[Arrays], run: FinishedRun, role: str = "seen") -> Arrays:
+    """The scores or chunks of one role. Raises LaryError if they are missing or torn."""
+    name, parts = PREDICTIONS if kind is SampleScores else ACTIONS, [part.name for part in fields(kind)]
+    file = run.folder / name
     if not file.is_file():
         raise LaryError(f"{file} does not exist: run the probe again with --overwrite, then it is written.")
     try:

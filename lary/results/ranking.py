@@ -11,7 +11,7 @@ import numpy as np
 from lary.results import statistics as stats
 from lary.results.compare import ScoredRun, paired_difference
 from lary.results.folder import FinishedRun, choice_of
-from lary.results.published import read_scores
+from lary.results.published import SampleScores, read_arrays
 from lary.results.record import Metric
 from lary.results.summarise import metric
 from lary.types import LaryError
@@ -57,7 +57,7 @@ def _pooled(runs: Sequence[FinishedRun]) -> Row:
     tables = [run.result.selections[run.result.headline].metrics for run in runs]
     metrics = dict(tables[0])
     with suppress(LaryError, ValueError):
-        found = [read_scores(run) for run in runs]
+        found = [read_arrays(SampleScores, run) for run in runs]
         scores = replace(found[0], scores=np.concatenate([own.scores for own in found]))
         alike = all(own.ids == scores.ids for own in found) and len(scores.ids) == len(scores.groups)
         if alike and scores.scores.shape[1:] == (len(scores.ids),) and np.isfinite(scores.scores).all():
@@ -78,8 +78,9 @@ def _pooled(runs: Sequence[FinishedRun]) -> Row:
 def ranked(rows: Iterable[Row], primary: str) -> list[Row]:
     """The rows, best first; models and baselines get a rank, one more than the number of better ones.
 
-    The best of them is chosen from the same numbers that it is compared by, so p is corrected by
-    Holm (1979) for all pairs of tested rows; those without the best count as p = 1, the worst case.
+    The best of them is chosen from the same numbers that it is compared by, so
+    p is corrected by Holm (1979) for all pairs of tested rows; those without
+    the best count as p = 1, the worst case.
     """
     order = sorted(rows, key=lambda row: row.metrics[primary].rank)
     own = [row for row in order if row.kind in ("model", "baseline")]

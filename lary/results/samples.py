@@ -24,7 +24,7 @@ from lary.models.choices import chosen_model
 from lary.models.spec import ModelSpec, Preprocess
 from lary.results.figures import Context, Files, Found, check_known, finish, new_figure, plot_pair, slug
 from lary.results.folder import FinishedRun
-from lary.results.published import Chunks, read_predicted
+from lary.results.published import Chunks, read_arrays
 from lary.results.report import dataset_title
 from lary.runtime import log
 from lary.types import JsonDict, LaryError, MediaError, Sample
@@ -84,7 +84,7 @@ def _write_maps(run: FinishedRun, context: Context, known: dict[str, None]) -> F
     shares, weights = attend(heads, split.source, rows)
     view = model.preprocessing(ref.protocol, split.table.spec.media)
     of_view = range(view.frames or 0)
-    layout = layout_of(tuple(split.source.shape), len(of_view) or split.frames, model)
+    layout = layout_of(split.source.shape, len(of_view) or split.frames, model)
     weights = weights.reshape(len(rows), len(layout.steps), layout.tokens)
     chosen = [split.table[row] for row in rows]
     pictures = [_frames_as_seen(split, sample, view) for sample in chosen]
@@ -115,18 +115,9 @@ def _write_maps(run: FinishedRun, context: Context, known: dict[str, None]) -> F
         kind = f"{layout.side} x {layout.side} places" if layout.side else f"{layout.tokens} tokens without a place"
         title = f"{dataset_title(result)}, {result.label}: attention of the probe"
         figure.suptitle(f"{title}\n{kind} per step; {run.about}", fontsize=9.5)
-        return context.write(
-            f"attention_{slug(dataset.name)}_{slug(run.folder.name)}",
-            figure,
-            table,
-            run,
-            dataset=dataset.name,
-            model=result.label,
-            grid=layout.side,
-            tokens_per_step=layout.tokens,
-            frames_of_steps=layout.steps,
-            samples=samples,
-        )
+        facts = {"dataset": dataset.name, "model": result.label, "grid": layout.side, "tokens_per_step": layout.tokens}
+        facts |= {"frames_of_steps": layout.steps, "samples": samples}
+        return context.write(f"attention_{slug(dataset.name)}_{slug(run.folder.name)}", figure, table, run, **facts)
 
 
 def _chosen_rows(split: SplitLatents, context: Context, known: dict[str, None]) -> list[int]:
@@ -183,12 +174,7 @@ def frames_of_steps(frames: int, steps: int, first_alone: bool) -> tuple[tuple[i
 
 
 def _draw_maps(
-    block: Any,
-    about: JsonDict,
-    weights: Floats,
-    pictures: Pixels | None,
-    layout: TokenLayout,
-    limit: float,
+    block: Any, about: JsonDict, weights: Floats, pictures: Pixels | None, layout: TokenLayout, limit: float
 ) -> None:
     """Draw the frames of a sample, below them the attention of each step on its last frame.
 
@@ -197,10 +183,8 @@ def _draw_maps(
     side, extent = layout.side, (0, 1, 1, 0)
     there = pictures is not None
     *above, grid = block.subplots(1 + there, len(layout.steps), squeeze=False)
-    heading = "{sample}   true {true}, predicted {predicted} ({percent:.0f} %)".format(
-        **about, percent=100 * about["probability"]
-    )
-    heading += "" if there else "; the frames are not on this machine"
+    heading = "{sample}   true {true}, predicted {predicted}".format_map(about)
+    heading += f" ({100 * about['probability']:.0f} %){'' if there else '; the frames are not on this machine'}"
     block.suptitle(heading, fontsize=8.5, x=0.01, ha="left")
     for step, (axes, part) in enumerate(zip(grid, layout.steps, strict=True)):
         axes.axis("off")
@@ -224,7 +208,7 @@ def trajectories(context: Context) -> Found:
     known: dict[str, None] = {}
     for run in context.of_task("regression", "regress"):
         try:
-            chunks = read_predicted(run)
+            chunks = read_arrays(Chunks, run)
         except LaryError as error:
             yield str(error)
             continue
@@ -281,17 +265,10 @@ def _write_episodes(context: Context, run: FinishedRun, chunks: Chunks, episodes
             frames = np.array(starts)[:, None] + np.arange(steps)
             true, predicted = chunks.true[rows], chunks.predicted[rows]
             sample, step, dim = np.indices(true.shape).reshape(3, -1)
-            about = {
-                "episode": episode,
-                "sample": np.array(chunks.ids)[rows][sample],
-                "frame": frames[sample, step],
-                "step": step,
-                "dimension": np.array(names)[dim],
-                "unit": np.array(units)[dim],
-                "predicted": predicted.ravel(),
-                "true": true.ravel(),
-            }
-            tables.append(DataFrame(about))
+            about: JsonDict = {"episode": episode, "sample": np.array(chunks.ids)[rows][sample]}
+            about |= {"frame": frames[sample, step], "step": step}
+            about |= {"dimension": np.array(names)[dim], "unit": np.array(units)[dim]}
+            tables.append(DataFrame(about | {"predicted": predicted.ravel(), "true": true.ravel()}))
             for place, axes in enumerate(grid[:, column]):
                 # A NaN behind each chunk ends its line.
                 steps_at, truth, guess = (
@@ -306,13 +283,6 @@ def _write_episodes(context: Context, run: FinishedRun, chunks: Chunks, episodes
             grid[-1, column].set_xlabel("frame" if numbered else "step of the samples in turn", fontsize=8)
         title = f"{dataset_title(result)}, {result.label}: predicted and true actions\n{run.about}"
         finish(figure, grid[0, 0], title)
-        return context.write(
-            f"trajectories_{slug(run.folder.name)}",
-            figure,
-            concat(tables),
-            run,
-            dataset=result.dataset.name,
-            model=result.label,
-            action_mode=result.action_mode,
-            episodes=episodes,
-        )
+        facts = {"dataset": result.dataset.name, "model": result.label, "action_mode": result.action_mode}
+        stem = f"trajectories_{slug(run.folder.name)}"
+        return context.write(stem, figure, concat(tables), run, **facts, episodes=episodes)

@@ -103,11 +103,21 @@ def markdown(board: Board) -> str:
 def latex(board: Board) -> str:
     head, *rows = _rows(board, r"\textbf{{{}}}".format, _latex_text)
     lines = [f"    {' & '.join(row)} \\\\" for row in (head, *rows)]
-    return "\n".join([
-        r"\begin{table}", rf"  \caption{{{_latex_text(board.caption)}}}",
-        rf"  \begin{{tabular}}{{l{'l' * len(board.columns)}}}", r"    \toprule", lines[0],
-        r"    \midrule", *lines[1:], r"    \bottomrule", r"  \end{tabular}", r"\end{table}", "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            r"\begin{table}",
+            rf"  \caption{{{_latex_text(board.caption)}}}",
+            rf"  \begin{{tabular}}{{l{'l' * len(board.columns)}}}",
+            r"    \toprule",
+            lines[0],
+            r"    \midrule",
+            *lines[1:],
+            r"    \bottomrule",
+            r"  \end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
 
 
 def _latex_text(text: str) -> str:

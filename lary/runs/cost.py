@@ -7,7 +7,7 @@ and figures, counts as it was measured.
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, prod
 from pathlib import Path
@@ -17,53 +17,16 @@ from typing import Any
 import numpy as np
 
 from lary.configs import ExtractConfig, RunConfig
-from lary.latents.pipeline import (
-    MOST_WORKERS,
-    KeptEncoder,
-    encode_units,
-    plan_units,
-)
-from lary.latents.ref import (
-    LatentsRef,
-    SplitLatents,
-    find_latent_table,
-    open_latents,
-)
-from lary.probes.sources import (
-    CHUNK,
-    FLOAT,
-    MEMORY_SHARE,
-)
-from lary.probes.training import (
-    STATE_SHARE,
-    Session,
-)
+from lary.latents.pipeline import MOST_WORKERS, KeptEncoder, encode_units, plan_units
+from lary.latents.ref import LatentsRef, SplitLatents, find_latent_table, open_latents
+from lary.probes.sources import CHUNK, FLOAT, MEMORY_SHARE
+from lary.probes.training import STATE_SHARE, Session
 from lary.registry import aligned
-from lary.runs.extract import (
-    CHANGED,
-    FRAME_CONTROLS,
-    Run,
-    missing_rows,
-    open_run,
-    prepare_run,
-    separate,
-)
-from lary.runs.probe import (
-    inputs_of,
-    run_facts,
-    task_of,
-)
-from lary.runs.run import (
-    extract_config,
-    probe_config,
-    roles_here,
-)
+from lary.runs.extract import CHANGED, FRAME_CONTROLS, Run, missing_rows, open_run, prepare_run, separate
+from lary.runs.probe import inputs_of, run_facts, task_of
+from lary.runs.run import extract_config, probe_config, roles_here
 from lary.runs.tasks import ProbeConfig, seeds_of
-from lary.runtime import (
-    log,
-    memory_bytes,
-    pick_devices,
-)
+from lary.runtime import log, memory_bytes, pick_devices
 from lary.settings import Setting, Settings
 from lary.types import LaryError
 
@@ -89,9 +52,16 @@ class Trial:
     failures: Sequence[str] = ()
 
 
-def evenly(count: int, most: int) -> list[int]:
-    """Some of the numbers below `count`, evenly."""
-    return list(map(int, np.linspace(0, count - 1, max(1, min(count, most)))))
+def evenly(rows: Sequence[int], most: int) -> list[int]:
+    """Some of the rows, evenly."""
+    return [rows[int(at)] for at in np.linspace(0, len(rows) - 1, max(1, min(len(rows), most)))]
+
+
+def added_up(costs: Iterable[Cost]) -> Cost:
+    found = dict.fromkeys((*STAGES, *BYTES), 0.0)
+    for cost in costs:
+        found |= {name: found[name] + value for name, value in cost.items()}
+    return found
 
 
 def encode_some(run: Run, rows: Sequence[int], size: int, together: int, settings: Settings) -> tuple[Any, ...]:
@@ -102,11 +72,7 @@ def encode_some(run: Run, rows: Sequence[int], size: int, together: int, setting
     job = replace(run.job, config=replace(run.job.config, batch_size=size), store=store, processes=len(run.devices))
     most, begun = PACE_SECONDS if together == size else SECONDS, time.monotonic()
     for report in encode_units(
-        job,
-        table,
-        plan_units(range(len(rows)), store.unit_rows),
-        run.encoder.device,
-        run.encoder,
+        *(job, table, plan_units(range(len(rows)), store.unit_rows), run.encoder.device, run.encoder),
         waits=waits,
         advance=lambda count: ends.append((time.monotonic(), count)),
         stopped=lambda: time.monotonic() - ends[0][0] > most,
@@ -134,21 +100,20 @@ def try_extraction(config: ExtractConfig, settings: Settings, folder: Path, held
     # A CPU encodes row by row; an accelerator's batches are always whole.
     singly = run.encoder.device == "cpu" and not config.cpu_batch
     size = 1 if singly else config.batch_size
-    warm = [missing[at] for at in evenly(len(missing), 2 * MOST_WORKERS * size)]
+    warm = evenly(missing, 2 * MOST_WORKERS * size)
     first, first_seconds, _, pace, _ = encode_some(run, warm, size, size, other)
     count = min(MOST_ROWS, max(4 * size, int(SECONDS / pace)))
     size = config.batch_size if count >= 4 * config.batch_size else size
-    rows = [missing[at] for at in evenly(len(missing), count)]
-    count, seconds, waited, _, failures = encode_some(run, rows, size, count, own)
+    count, seconds, waited, _, failures = encode_some(run, evenly(missing, count), size, count, own)
     # Beyond its rows, the first pass starts readers and checks the encoder.
     cost["start"] += max(0.0, first_seconds - first * seconds / count)
     todo = len(missing) if singly else config.batch_size * len({row // config.batch_size for row in missing})
     share = todo / count / len(run.devices)
     written = sum(file.stat().st_size for file in run.ref.folder(own).iterdir()) * len(missing) / count
     cost |= {"media": waited * share, "encoding": (seconds - waited) * share, "written": written}
-    if not (done := count - len(failures)):
-        return Trial(run, len(missing), cost, None, "", failures)
-    return Trial(run, len(missing), cost, open_latents(own, run.ref), f"{done} rows in {seconds:.1f} s", failures)
+    done = count - len(failures)
+    latents, measured = (open_latents(own, run.ref), f"{done} rows in {seconds:.1f} s") if done else (None, "")
+    return Trial(run, len(missing), cost, latents, measured, failures)
 
 
 def estimate(config: ExtractConfig, settings: Settings) -> str:
@@ -199,27 +164,25 @@ class Estimates:
 
     def of_run(self, config: RunConfig) -> Cost:
         """What a run costs beside what earlier ones have extracted. Raises UsageError and LaryError."""
-        cost, splits, probe = dict.fromkeys((*STAGES, *BYTES), 0.0), {}, probe_config(config)
+        costs, splits, probe = list[Cost](), {}, probe_config(config)
         for role, split in roles_here(config, self.settings).items():
             asked, begun = extract_config(config, split), time.monotonic()
-            if (ref := LatentsRef.of(asked)) in self.trials:
+            if trial := self.trials.get(LatentsRef.of(asked)):
                 prepare_run(asked, self.settings, self.held)
                 own: Cost = {"start": time.monotonic() - begun}
             else:
-                self.trials[ref] = try_extraction(asked, self.settings, self.folder, self.held)
-                own = self.trials[ref].cost
-            trial = self.trials[ref]
+                trial = try_extraction(asked, self.settings, self.folder, self.held)
+                self.trials[trial.run.ref], own = trial, trial.cost
             if trial.latents is None:
                 reason = next(iter(trial.failures), "all rows are done, but 'lary extract' has to write their table")
                 raise LaryError(f"Nothing of {split} can be read: {reason}")
+            costs.append(own)
             splits[role] = replace(trial.latents, table=trial.run.table)
             if probe.control in FRAME_CONTROLS and not separate(trial.latents, config.protocol):
-                own = {name: 2 * value for name, value in own.items()}  # the changed frames are extracted, too
+                costs.append(own)  # the changed frames are extracted, too
                 splits[role] = replace(splits[role], store={**trial.latents.store, CHANGED: probe.control})
-            cost |= {name: cost[name] + value for name, value in own.items()}
         self.held.clear()
-        found = self.of_probe(probe, splits)
-        return {name: value + found.get(name, 0.0) for name, value in cost.items()}
+        return added_up([*costs, self.of_probe(probe, splits)])
 
     def of_probe(self, config: ProbeConfig, splits: dict[str, SplitLatents]) -> Cost:
         """What the trainings of all seeds and folds, and their scores, cost. Raises UsageError and LaryError."""
@@ -254,7 +217,9 @@ class Estimates:
         training = own.epochs * count * work * tried.pace["training"] / len(devices)
         evaluation = passes["seen"] * scored * tried.pace["evaluation"] / len(devices)
         source, limit, begun = splits["train"].source, MEMORY_SHARE * memory_bytes() / len(devices), time.perf_counter()
-        rate = len(source.read(evenly(len(source), CHUNK))) and (time.perf_counter() - begun) / min(len(source), CHUNK)
+        rate = len(source.read(evenly(range(len(source)), CHUNK))) and (time.perf_counter() - begun) / min(
+            len(source), CHUNK
+        )
         passes = {role: 1 if FLOAT * size * values <= limit else passes[role] for role, size in sizes.items()}
         if passes["train"] > 1:  # reading ahead hides the shorter of the two
             training = max(training, passes["train"] * count * rate)
@@ -273,20 +238,16 @@ class Estimates:
         }
 
     def try_probe(
-        self,
-        config: ProbeConfig,
-        splits: Mapping[str, SplitLatents],
-        device: str,
-        rows: Mapping[str, int],
-        brief: Any,
+        self, config: ProbeConfig, splits: Mapping[str, SplitLatents], device: str, rows: Mapping[str, int], brief: Any
     ) -> Tried:
         """Train on some rows of the splits, whose latents are those that there are, again and again."""
         times, spent = [time.perf_counter()], defaultdict[str, list[float]](list)
         task, seeds = task_of(replace(config, folds=None), self.settings), seeds_of(config)
         task.probe, task.splits = replace(task.probe, **brief), {}
         for role, count in rows.items():
-            table = splits[role].table.take(evenly(len(splits[role].table), count))
-            source = splits[role].source.take(np.resize(np.arange(len(splits[role].source)), len(table)))
+            table, source = splits[role].table, splits[role].source
+            table = table.take(evenly(range(len(table)), count))
+            source = source.take(np.resize(np.arange(len(source)), len(table)))
             task.splits[role] = replace(splits[role], table=table, source=source)
         inputs = inputs_of(task)
         times.append(time.perf_counter())
@@ -324,7 +285,7 @@ def estimate_runs(configs: Mapping[str, RunConfig], settings: Settings) -> str:
             except LaryError as error:
                 log.warning("%s: its cost is unknown: %s", title.strip(), error)
     if len(costs) > 1:
-        costs["  sum"] = {name: sum(cost[name] for cost in costs.values()) for name in (*STAGES, *BYTES)}
+        costs["  sum"] = added_up(costs.values())
     rows = [("", *STAGES, "all, s", *(f"{name}, GB" for name in BYTES))]
     for title, cost in costs.items():
         seconds = [cost[stage] for stage in STAGES]

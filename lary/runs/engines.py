@@ -193,7 +193,7 @@ def run_processes(
 
 def unit_worker(packed: str, device: str) -> Callable[[Question], Answer]:
     """Make the answers of a process on one device; `packed` is its parent's pickled job."""
-    worker = UnitWorker(pickle.loads(base64.b64decode(packed)), device)  # noqa: S301 (our own)
+    worker = UnitWorker(pickle.loads(base64.b64decode(packed)), device)  # noqa: S301 (packed by the parent process)
 
     def answer(question: Question) -> Answer:
         try:

@@ -23,22 +23,8 @@ from lary.data.splits import find_table
 from lary.data.tables import INDEX_COLUMN, MEDIA_COLUMNS, SampleTable, read_table, write_csv
 from lary.files import digest, read_failures, read_json, remove_torn, write_failures, write_json
 from lary.latents.choice import check_frames_there
-from lary.latents.pipeline import (
-    Interrupted,
-    Job,
-    KeptEncoder,
-    UnitReport,
-    make_encoder,
-)
-from lary.latents.ref import (
-    TABLE_FOLDER,
-    LatentsRef,
-    SplitLatents,
-    check_format,
-    find_latent_table,
-    open_latents,
-    open_store,
-)
+from lary.latents.pipeline import Interrupted, Job, KeptEncoder, UnitReport, make_encoder
+from lary.latents.ref import LatentsRef, SplitLatents, check_format, find_latent_table, open_latents, open_store
 from lary.latents.store import LatentStore, StoreIdentity, check_pool, read_manifest
 from lary.locks import locked
 from lary.models.choices import chosen_model, deciding_fields
@@ -47,7 +33,7 @@ from lary.models.spec import locate_weights
 from lary.registry import loaded_plugins
 from lary.runs.engines import devices_of, encode_all
 from lary.runtime import log, set_arithmetic
-from lary.settings import Settings, load_settings
+from lary.settings import Settings
 from lary.types import BenchmarkProtocol, Failure, JsonDict, LaryError, Media, UsageError, as_path
 
 MODES: dict[Media, Mode] = {"pair": "image", "clip": "video"}
@@ -76,15 +62,17 @@ class ExtractReport:
     seconds: float
 
 
-def extract(config: ExtractConfig, settings: Settings, held: KeptEncoder | None = None) -> ExtractReport:
+def extract(
+    config: ExtractConfig, settings: Settings, held: KeptEncoder | None = None, control: ProbeControl | None = None
+) -> ExtractReport:
     """Extract the latents of one split; what is done, by sample id and identity, stays.
 
-    `held` keeps the encoder for the next call.
+    `held` keeps the encoder for the next call; `control` is that of changed frames.
     Raises UsageError for a wrong request or a folder of another extraction; LaryError for a missing
     table, media or model, another writer or a full disk; Interrupted after Ctrl-C.
     """
     started = time.monotonic()
-    run = prepare_run(config, settings, held)
+    run = prepare_run(config, settings, held, control)
     table, target = run.table, run.ref.table(settings)
     with locked(run.folder):
         # What killed runs were writing: now, since it may be what fills the disk.
@@ -139,11 +127,12 @@ class Run:
 
     @property
     def title(self) -> str:
-        """What is extracted with what, for messages."""
         return f"{self.folder.name} on {self.identity.dataset} {self.identity.split}"
 
 
-def prepare_run(config: ExtractConfig, settings: Settings, held: KeptEncoder | None = None) -> Run:
+def prepare_run(
+    config: ExtractConfig, settings: Settings, held: KeptEncoder | None = None, control: ProbeControl | None = None
+) -> Run:
     """Look everything up. Raises UsageError and LaryError, as `extract` does."""
     model, dataset = chosen_model(config), DATASETS.get(config.dataset)
     check_request(dataset, config)
@@ -161,20 +150,24 @@ def prepare_run(config: ExtractConfig, settings: Settings, held: KeptEncoder | N
     record = deciding_fields(model, config.protocol, dataset.media)
     text = json.dumps({**record, "precision": config.precision}, sort_keys=True, default=str)
     identity = StoreIdentity(
-        model.name, dataset.name, config.split, config.protocol, digest(text), encoder.identity.digest,
-        config.seed, dataset.revision, config.pool, config.dtype, set_arithmetic(devices[0], config.precision),
-    )  # fmt: skip
-    ref = LatentsRef.of(config)
+        model.name,
+        dataset.name,
+        config.split,
+        config.protocol,
+        digest(text),
+        encoder.identity.digest,
+        config.seed,
+        dataset.revision,
+        config.pool,
+        config.dtype,
+        set_arithmetic(devices[0], config.precision),
+    )
+    ref = replace(LatentsRef.of(config), control=control)
     folder = ref.folder(settings)
     if not config.overwrite:
         identity = as_before(folder, identity)
-    details = {
-        "record": record,
-        "weights_from": weights,
-        "batch_size": config.batch_size,
-        "precision": config.precision,
-        "parameters_m": encoder.parameters_m,
-    }
+    details: JsonDict = {"record": record, "weights_from": weights, "batch_size": config.batch_size}
+    details |= {"precision": config.precision, "parameters_m": encoder.parameters_m}
     return Run(job, ref, table, devices, identity, details, folder, encoder)
 
 
@@ -190,9 +183,14 @@ def open_run(run: Run) -> LatentStore:
     """The store of a run, claimed for its identity. Raises UsageError."""
     config = run.job.config
     return open_store(
-        run.folder, run.identity, run.details, overwrite=config.overwrite, kind=config.store,
-        unit_rows=config.shard_rows, batch_size=config.batch_size,
-    )  # fmt: skip
+        run.folder,
+        run.identity,
+        run.details,
+        overwrite=config.overwrite,
+        kind=config.store,
+        unit_rows=config.shard_rows,
+        batch_size=config.batch_size,
+    )
 
 
 def missing_rows(run: Run) -> list[int]:
@@ -248,8 +246,10 @@ def as_before(folder: Path, identity: StoreIdentity) -> StoreIdentity:
     if identity.weights and read_manifest(folder).get("key") == unnamed.key:
         log.warning(
             "%s was begun by version 0.1, which did not record the weights of '%s': if they have changed since, pass "
-            "--overwrite", folder, identity.model,
-        )  # fmt: skip
+            "--overwrite",
+            folder,
+            identity.model,
+        )
         return unnamed
     return identity
 
@@ -268,8 +268,10 @@ def warn_about_media(table: SampleTable, pending: Sequence[int]) -> None:
         )
     log.warning(
         "%d media files of the first %d rows are missing; their rows will be skipped. The first are\n  %s",
-        len(absent), len(table), listed,
-    )  # fmt: skip
+        len(absent),
+        len(table),
+        listed,
+    )
 
 
 def read_timing(folder: Path) -> tuple[int, float]:
@@ -300,21 +302,15 @@ def separate(split: SplitLatents, protocol: BenchmarkProtocol) -> bool:
     return protocol == "corrected" and len(shape) == 3 and shape[0] == split.frames
 
 
-def place_of(settings: Settings, control: ProbeControl) -> Settings:
-    """Settings by which the changed frames are extracted and found."""
-    root = str(settings.path("LARY_LA_DIR") / "controls" / control)
-    folders = dict.fromkeys(("LARY_ROOT", "LARY_LA_DIR"), root)
-    return load_settings(settings.values() | folders, environment={})
-
-
 def extract_changed(config: ExtractConfig, control: ProbeControl, settings: Settings) -> ExtractReport | None:
     """Extract changed frames; None where the latents hold each frame. Raises as `extract`."""
-    if separate(open_latents(settings, LatentsRef.of(config)), config.protocol):
+    ref = LatentsRef.of(config)
+    if separate(open_latents(settings, ref), config.protocol):
         return None
-    moved, table = place_of(settings, control), read_input(config, settings)
-    path = moved.path("LARY_ROOT") / TABLE_FOLDER / f"{config.dataset}_metadata_{config.split}.csv"
+    table, changed = read_input(config, settings), replace(ref, control=control).table(settings)
+    path = changed.with_name(f"{config.dataset}_metadata_{config.split}.csv")
     write_csv(path, list(table.frame.columns), list(changed_rows(table, control)))
-    return extract(replace(config, input=path), moved)
+    return extract(replace(config, input=path), settings, control=control)
 
 
 def changed_rows(table: SampleTable, control: ProbeControl) -> Iterator[list[str]]:

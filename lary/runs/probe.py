@@ -192,10 +192,18 @@ def train_and_write(task: Task, team: Team, device: str) -> None:
                 tracks = tracking(tracker, own, title, vars(config) | {"seed": seed})
                 with within_memory(device, SMALLER), tracks as tracked:
                     session = Session(
-                        protocol=config.protocol, preset=config.probe_preset, seed=seed, device=device, folder=own,
-                        progress=bar, identity=identity, tracker=tracked, team=team, spent=spent,
+                        protocol=config.protocol,
+                        preset=config.probe_preset,
+                        seed=seed,
+                        device=device,
+                        folder=own,
+                        progress=bar,
+                        identity=identity,
+                        tracker=tracked,
+                        team=team,
+                        spent=spent,
                         precision=config.precision,
-                    )  # fmt: skip
+                    )
                     outcomes.append(task.train(session))
         if not team.leads:
             return

@@ -46,10 +46,10 @@ def test_figures_have_the_same_bytes_twice() -> None:
 def test_arrays_that_are_torn_or_hold_code_or_a_bomb_are_refused(tmp_path: Path, name: str) -> None:
     result = regression_result(fake.action_outcome(0.4), fake.facts("pixels", "arm"))
     path, mark, size = tmp_path / name, tmp_path / "executed", 3584 * MEBIBYTE
-    reader = {"predictions.npz": published.read_scores, "actions.npz": published.read_predicted}[name]
+    kind = published.SampleScores if name == "predictions.npz" else published.Chunks
 
     def read(role: str = "seen") -> object:
-        return reader(FinishedRun(tmp_path, result), role)
+        return published.read_arrays(kind, FinishedRun(tmp_path, result), role)
 
     fails(LaryError, "does not exist: run the probe again with --overwrite", read)
     code = np.array([Code(mark)], dtype=object)

@@ -11,7 +11,7 @@ from lary.models.overview import paper_rows
 from lary.probes.outcome import ClassPredictions
 from lary.results.compare import compare_results
 from lary.results.folder import find_results, finished_run
-from lary.results.published import PREDICTIONS, class_scores, read_scores, write_scores
+from lary.results.published import PREDICTIONS, SampleScores, class_scores, read_arrays, write_scores
 from lary.results.ranking import Row, ranked
 from lary.results.record import FILE_NAME, Metric, write_result
 from lary.results.report import contests_of
@@ -52,9 +52,9 @@ def test_the_best_is_compared_with_all_others_on_shared_samples(tmp_path: Path) 
     write_run(tmp_path, "single", 0.6, seeds=(0,), draw=9)
     write_run(tmp_path, "torn", 0.65, draw=10).joinpath(PREDICTIONS).write_bytes(b"PK")
     odd = write_run(tmp_path, "odd", 0.1, draw=10)
-    write_scores(odd, {"seen": replace(read_scores(finished_run(odd)), groups=())}, (0, 1, 2))
+    write_scores(odd, {"seen": replace(read_arrays(SampleScores, finished_run(odd)), groups=())}, (0, 1, 2))
     odd = write_run(tmp_path, "infinite", 0.05, draw=10)
-    found = read_scores(finished_run(odd))
+    found = read_arrays(SampleScores, finished_run(odd))
     write_scores(odd, {"seen": replace(found, scores=np.full_like(found.scores, np.inf))}, (0, 1, 2))
     write_run(tmp_path, "older", 0.55, draw=11, options={})
     write_run(tmp_path, "other", 0.9, draw=12, control="static-pair")

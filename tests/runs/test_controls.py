@@ -15,7 +15,7 @@ from lary.latents.ref import LatentsRef, open_latents
 from lary.models.spec import MODELS
 from lary.results.record import Margin, Metric
 from lary.runs.controls import ControlReport, plan
-from lary.runs.extract import CHANGED, changed_rows, extract, extract_changed, open_changed, place_of
+from lary.runs.extract import CHANGED, changed_rows, extract, extract_changed, open_changed
 from lary.runs.probe import regress
 from lary.runs.run import run
 from lary.settings import Settings
@@ -108,7 +108,7 @@ def test_a_run_encodes_what_its_control_needs(settings: Settings) -> None:
 
 def test_changed_frames_of_another_table_are_refused(settings: Settings) -> None:
     extract_changed(asked("val"), "static-pair", settings)
-    file = next((place_of(settings, "static-pair").path("LARY_ROOT") / "data").glob("val_la_*.csv"))
+    file = next(settings.path("LARY_LA_DIR").glob("controls/static-pair/data/val_la_*.csv"))
     file.write_text(file.read_text().replace("frame_000005.png", "frame_000010.png"))
     message = r"was made of another table than .*: run 'lary controls' again"
     fails(LaryError, message, changed_split, settings, "static-pair")

@@ -14,7 +14,7 @@ from lary.configs import ExtractConfig, RunConfig
 from lary.data.spec import DATASETS
 from lary.probes.team import launch
 from lary.results.folder import finished_run
-from lary.results.published import read_scores
+from lary.results.published import SampleScores, read_arrays
 from lary.results.record import DatasetFacts, read_result
 from lary.runs.extract import extract
 from lary.runs.probe import run_member, summary
@@ -63,14 +63,14 @@ def test_a_result_records_what_was_run_and_is_not_overwritten(made: Path, tmp_pa
     single = probe(made, logs=tmp_path, seed=3, overwrite=True).result
     assert (single.seed, single.seeds) == (3, (3,))
     assert "note: intervals are for this one training alone, and differences have no p value" in summary(single)
-    scores = read_scores(finished_run(folder))
+    scores = read_arrays(SampleScores, finished_run(folder))
     assert scores.scores.mean() == pytest.approx(read_result(file).score.value, rel=1e-5)
     assert probe(made, "robot_1st", logs=tmp_path, precision="bf16").result.options["precision"] == "bf16"
     fails(UsageError, "another run", probe, made, "robot_1st", logs=tmp_path)
     ridge = probe(made, logs=tmp_path, model_type="ridge", epochs=None, tracker="tensorboard").folder
     assert not (ridge / "tensorboard").exists(), "nothing to track"
     (folder / "predictions.npz").write_bytes(b"PK")
-    fails(LaryError, "is not the file that the run wrote", read_scores, finished_run(folder))
+    fails(LaryError, "is not the file that the run wrote", read_arrays, SampleScores, finished_run(folder))
 
 
 def test_a_result_is_not_returned_for_other_targets_statistics_or_tokens(place: Path, tmp_path: Path) -> None:
