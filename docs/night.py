@@ -24,8 +24,7 @@ from lary.types import RANDOM
 CLIPS, PAIRS, TRAINED, FRAMES, EPOCHS, HEADS, CLASSES = 1.19e6, 0.62e6, 0.833e6, 9, 20, 5, 123
 PRODUCTS, CONVOLUTIONS, FP32, PROBE = 400e12, 150e12, 45e12, 350e12
 """FLOP/s: in bfloat16 of products and of convolutions, in float32 without TF32 of both, and of the probe."""
-HEAD = ("model", "TFLOP, pair", "TFLOP, clip", "forward bf16, h", "forward fp32, h", "probe of clips, h",
-        "store, TB", "read by it, TB")  # fmt: skip
+HEAD = ("model", "TFLOP, pair", "clip", "bf16, h", "fp32, h", "probe, h", "store, TB", "read, TB")
 
 
 def count(spec: ModelSpec, media: Any, encoder: Any) -> tuple[float, float, tuple[int, ...]]:

@@ -84,18 +84,18 @@ def test_every_option_has_one_help_and_every_help_an_option() -> None:
 
 
 def test_help_answers_at_once() -> None:
-    """In seconds of the processor, which other work on the machine doesn't change much."""
+    """In seconds of the processor, against those of the library that prints it, as machines differ."""
 
-    def used() -> float:
-        found = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return found.ru_utime + found.ru_stime
+    def used(*words: str) -> float:
+        seconds = []
+        for _ in range(3):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run([sys.executable, *words], capture_output=True, check=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        return min(seconds)
 
-    seconds = []
-    for _ in range(3):
-        before = used()
-        subprocess.run([sys.executable, "-m", "lary.cli", "--help"], capture_output=True, check=True)
-        seconds.append(used() - before)
-    assert min(seconds) < 0.3
+    assert used("-m", "lary.cli", "--help") < 3 * used("-c", "import cyclopts")
 
 
 @pytest.mark.parametrize(
