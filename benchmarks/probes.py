@@ -170,7 +170,7 @@ def classification(shape: tuple[int, ...], batch: int, samples: int, precision: 
     source, labels = InMemory(samples, shape), np.arange(samples, dtype=np.int64) % CLASSES
     rows = np.arange(samples, dtype=np.int64)
     names, columns = tuple(map(str, range(CLASSES))), SampleColumns((), (), (), ())
-    inputs = ClassifierInputs(source, labels, tuple(map(str, rows)), source, labels, columns, names)
+    inputs = ClassifierInputs(source, labels, source, labels, columns, names)
     session = Session(protocol="paper", seed=0, device=device)
     training = ClassifierTraining(inputs, replace(settings, bfloat16=half), session)
     training.build()  # checks the memory that is needed

@@ -13,7 +13,7 @@ from lary.files import write_bytes, write_json
 from lary.probes import outcome as probes
 from lary.results import published
 from lary.results.analyses import make_analysis
-from lary.results.folder import writing
+from lary.results.folder import publish, writing
 from lary.results.published import example_rows, png_of, write_actions
 from lary.results.record import FILE_NAME, DatasetFacts, RunFacts, write_result
 from lary.results.summarise import classification_result, regression_result
@@ -164,26 +164,26 @@ def write_whole(folder: Path, kind: str, model: str = "pixels", **more: object) 
     def about(**own: object) -> RunFacts:
         return facts(model, "arm", seeds=(3, 4), **more, **own)
 
-    with writing(folder, "one") as run:
+    with writing(folder, "one") as work:
         if kind != "regression":
             names = VERBS if kind == "classification" else VERBS[:2]
             classes = [class_outcome(2.0 - 0.1 * seed, classes=names) for seed in (3, 4)]
-            published.write_classification_files(run.work, classes[0])
+            published.write_classification_files(work, classes[0])
             answers = published.answers_of(classes)
-            published.write_scores(run.work, published.class_scores(classes), (3, 4), **answers)
-            run.publish(classification_result(classes[0], about(), classes[1:]))
-            return run.folder
+            published.write_scores(work, published.class_scores(classes), (3, 4), **answers)
+            publish(work, classification_result(classes[0], about(), classes[1:]))
+            return folder
         actions = [action_outcome(0.1 * seed) for seed in (3, 4)]
         for each in actions:  # no orientation recorded, and none predicted
             seen = each.splits["seen"]
             seen.mean[:], seen.std[:], seen.targets[0] = 0, 1, 0
             seen.selections["held_out"].values[1] = 0
-        files = published.write_regression_files(run.work, actions[0], frames, UNITS)
-        published.write_scores(run.work, published.action_scores(actions), (3, 4))
-        published.write_actions(run.work, actions)
+        files = published.write_regression_files(work, actions[0], frames, UNITS)
+        published.write_scores(work, published.action_scores(actions), (3, 4))
+        published.write_actions(work, actions)
         turns = (*ORIENTATIONS, Orientation("turn", (0, 1, 2, 6), "quaternion_xyzw"))
-        run.publish(regression_result(actions[0], about(files=dict.fromkeys(files, "")), actions[1:], turns))
-    return run.folder
+        publish(work, regression_result(actions[0], about(files=dict.fromkeys(files, "")), actions[1:], turns))
+    return folder
 
 
 def add_classification(

@@ -171,13 +171,11 @@ class Readers:
                 os.ftruncate(self._descriptor, size)
                 self._memory = mmap.mmap(self._descriptor, size)
             except (OSError, ValueError, OverflowError) as error:
+                why = f"There is no memory for {count} batches of {size / count / 1e6:.0f} MB: lower --batch-size."
                 if getattr(error, "errno", 0) == errno.EFBIG:
                     need = f"{size / 1e6:.1f} MB of {count} batches"
-                    raise LaryError(f"The limit of a file's size (ulimit -f) is below {need}.") from error
-                megabytes = size / count / 1e6
-                raise LaryError(
-                    f"There is no memory for {count} batches of {megabytes:.0f} MB: lower --batch-size."
-                ) from error
+                    why = f"The limit of a file's size (ulimit -f) is below {need}."
+                raise LaryError(why) from error
             self._size = size
         assert self._memory is not None
         return np.ndarray((count, *shape), np.uint8, self._memory)
@@ -210,11 +208,7 @@ def _close_readers() -> None:
 
 
 def reader(descriptor: str) -> Callable[[Question], Answer]:
-    """Make the function that puts a sample into the shared memory.
-
-    Args:
-        descriptor: of the shared memory, as a decimal number.
-    """
+    """Make the function that puts a sample into the shared memory of a descriptor."""
     import av
     import cv2
     from PIL import Image

@@ -199,9 +199,7 @@ class SplitLatents:
 
 
 def open_latents(settings: Settings, ref: LatentsRef) -> SplitLatents:
-    """Open the latents of a split, pooled as stored or as they are read.
-
-    The model needs no record: the files hold all that is needed.
+    """Open the latents of a split, pooled as stored or as they are read; the model needs no record.
 
     Raises:
         UsageError: no table, or one of another model, protocol or pooling.
@@ -279,7 +277,7 @@ def resolve_latents(settings: Settings, ref: LatentsRef, entries: list[str], tab
     folders = dict.fromkeys((tag, tag.split("@")[0]))
     layouts = [root / spec.name, root / spec.name / f"stride_{spec.stride}"]
     usual = [layout / ref.split / folder for folder in folders for layout in layouts]
-    files, absent = [], []
+    files = []
     for entry in entries:
         file = inside(root, entry)
         parts = PurePosixPath(entry).parts
@@ -288,9 +286,7 @@ def resolve_latents(settings: Settings, ref: LatentsRef, entries: list[str], tab
         elif not folders.keys() & set(parts[:-1]):
             raise UsageError(f"{table}: la_path '{entry}' holds latents of another model than '{tag}'.")
         files.append(file)
-        if not file.exists():
-            absent.append(file)
-    if absent:
+    if absent := [file for file in files if not file.exists()]:
         listed = "\n  ".join(str(file) for file in absent[:10])
         missing = f"{len(absent)} of {len(files)} latent files of {table} are missing"
         raise LaryError(f"{missing}; extract again. The first are\n  {listed}")

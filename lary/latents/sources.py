@@ -72,11 +72,9 @@ def read_stamp(path: Path) -> Stamp | None:
         # `zipfile` takes five times as long: it reads
         # the names of what is in the archive, too.
         at = end.rindex(b"PK\5\6")
-        numbers = struct.unpack_from("<4s4H2LH", end, at)
-        *_, length, place, comment = numbers
+        *_, length, place, comment = struct.unpack_from("<4s4H2LH", end, at)
         whole = place + length + 22 + comment == size
-        found = end[at + 22 :]
-        return Stamp(**json.loads(found)) if whole else None
+        return Stamp(**json.loads(end[at + 22 :])) if whole else None
     except (*BROKEN, TypeError):
         return None
 
@@ -120,8 +118,6 @@ class NpzSource:
     """A `LatentSource` of ``.npz`` files, one per sample, at least one; of none that is replaced meanwhile."""
 
     def __init__(self, files: Sequence[Path], stamps: Sequence[object] = ()) -> None:
-        if not files:
-            raise LaryError("There are no latents to read.")
         self.files = tuple(files)
         self.stamps = tuple(stamps or map(stamp_of, files))
         self.shape = tuple(read_tokens(self.files[0]).shape)
@@ -160,11 +156,9 @@ class ShardHeader:
     """What a shard holds; made by `read_shard`, so all of it fits the file.
 
     Attributes:
-        store: key of the store.
         rows: (R,) int64, rows of the table, ascending.
         samples: R sample ids.
         checksums: (R,) uint32, of each row's tokens and codes.
-        stamp: inode, size and time of change.
     """
 
     path: Path
@@ -318,14 +312,12 @@ class ShardSource:
         headers: of the shards, all with one shape and number format.
         files, positions: (n,) index of each sample's shard, and its row there.
 
-    Raises LaryError without rows, or for shards that don't fit together.
+    Raises LaryError for shards that don't fit together.
     """
 
     kind: Any = np.float32  # of the numbers that `read` returns
 
     def __init__(self, headers: Sequence[ShardHeader], files: Ints, positions: Ints) -> None:
-        if not len(files):
-            raise LaryError("There are no latents to read.")
         kinds = {(header.shape, header.dtype, header.store): header.path for header in headers}
         if len(kinds) > 1:
             paths = " and ".join(map(str, kinds.values()))

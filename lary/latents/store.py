@@ -119,23 +119,16 @@ Held = tuple[Sequence[int] | Ints, Iterable[str]]
 
 @dataclass(frozen=True)
 class LatentStore:
-    """The latents of one split and one identity in a folder; can be pickled.
-
-    Attributes:
-        unit_rows: rows per unit of work.
-    """
+    """The latents of one split and one identity in a folder, in units of `unit_rows`; can be pickled."""
 
     folder: Path
     identity: StoreIdentity
     unit_rows: int
 
     def held(self, table: SampleTable, *, check: bool = True) -> Iterator[Held]:
-        """Rows of the table whose latents exist, and their names in the folder.
+        """Rows of the table whose latents exist, and their names in the folder; the last name of a row counts.
 
-        The last name of a row counts.
-
-        Args:
-            check: leave out what is torn, or is of another sample or store.
+        With `check`, what is torn or of another sample or store is left out.
         """
         raise NotImplementedError
 
@@ -264,8 +257,7 @@ More threads would wait for each other longer than the conversion takes.
 def narrow(tokens: Array, dtype: LatentDtype) -> Array:
     """Round tokens to a number format; bfloat16 comes as its bits in uint16.
 
-    Raises:
-        MediaError: a value is not finite, or too large for the format.
+    Raises MediaError for a value that is not finite, or too large for the format.
     """
     if tokens.dtype in (np.float16, np.uint16):  # of a device: too large is infinite
         exponent = 0x7C00 if dtype == "float16" else 0x7F80

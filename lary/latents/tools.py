@@ -94,10 +94,7 @@ def describe_store(config: LatentsConfig, settings: Settings) -> str:
 
 
 def verify_store(config: LatentsConfig, settings: Settings) -> tuple[int, list[str]]:
-    """Read every row of a store; checks checksums, stamps and finite values.
-
-    Returns:
-        How many rows were read, and a sentence for everything that is wrong.
+    """Check checksums, stamps and finite values of all rows; returns how many there are, and what is wrong.
 
     Raises UsageError, LaryError.
     """

@@ -31,7 +31,6 @@ class ClassifierInputs:
 
     train: LatentSource
     train_targets: Ints
-    train_groups: tuple[str, ...]  # as in a regression; heads need none
     validation: LatentSource
     labels: Ints
     samples: SampleColumns

@@ -67,10 +67,7 @@ def _dropped(count: int) -> Tensor:
 
 
 class ConditionEmbedder(nn.Module):
-    """Latents (B, D') -> (B, C); in training a learned vector replaces 10 %.
-
-    `dropped` (B,) bool marks those samples; if it is None they are drawn.
-    """
+    """Latents (B, D') -> (B, C); a learned vector replaces those of samples that are `dropped` (B,)."""
 
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
@@ -79,10 +76,8 @@ class ConditionEmbedder(nn.Module):
 
     def forward(self, x: Tensor, dropped: Tensor | None = None) -> Tensor:
         known: Tensor = self.linear(x)
-        if not self.training:
-            return known
         if dropped is None:
-            dropped = _dropped(len(x)).to(x.device)
+            return known
         # Selected after the layer: before it, latents would need a gradient.
         return torch.where(dropped[:, None], self.linear(self.uncondition), known)
 

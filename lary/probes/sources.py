@@ -80,12 +80,8 @@ def reordered(source: LatentSource, control: str, seed: int) -> LatentSource:
     """Latents (P, N, D) with shuffled steps, or all steps like the first.
 
     They need a step per frame; of other models `lary.runs.extract` changes the
-    frames. Raises UsageError without the axis P.
+    frames.
     """
-    if len(source.shape) != 3:
-        raise UsageError(
-            f"--control {control}: it needs latents with an axis of steps, (P, N, D); these have shape {source.shape}."
-        )
     steps = np.tile(np.arange(source.shape[0]), (len(source), 1))
     order = np.random.default_rng(seed).permuted(steps, axis=1)
     if control == "static-pair":

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lary import __version__
 from lary.arrays import Ints
-from lary.configs import ProbePrecision, TrackerName
+from lary.configs import TrackerName
 from lary.files import atomic_write, digest, remove_torn
 from lary.probes.outcome import SelectionName
 from lary.probes.sources import read_batches
@@ -214,10 +214,8 @@ class Training(ABC):
             return
         numbers: dict[str, float] = {}
         for name, value in values.items():
-            many = enumerate(value) if isinstance(value, list) else [(None, value)]
-            for at, each in many:
-                if each is not None and math.isfinite(each):
-                    numbers[name if at is None else f"{name}/{at}"] = float(each)
+            many = {f"{name}/{at}": each for at, each in enumerate(value)} if isinstance(value, list) else {name: value}
+            numbers |= {key: float(each) for key, each in many.items() if each is not None and math.isfinite(each)}
         self.session.tracker.log(numbers, step=self.step)
 
     def batches(self, source: LatentSource, order: Ints) -> Iterator[tuple[Ints, Tensor, int]]:
@@ -245,12 +243,12 @@ class Training(ABC):
         values = torch.cat(parts) if parts else torch.empty(0)
         return self.team.collect(own, values, len(rows))
 
-    def stated(self, **more: Any) -> JsonDict:
+    def stated(self) -> JsonDict:
         names = "preset", "protocol", "seed", "device", "precision"
         own = {name: getattr(self.session, name) for name in names}
         own |= {"choice": self.choice} if self.corrected else {}
         sizes = {"fit_samples": len(self.rows), "tokens": list(self.inputs.train.shape)}
-        return {**asdict(self.settings), **own, **more, **sizes}
+        return {**asdict(self.settings), **own, **sizes}
 
 
 def _plain(value: Any) -> Any:
@@ -260,11 +258,8 @@ def _plain(value: Any) -> Any:
     return vars(value) if is_dataclass(value) else list(value.shape)
 
 
-def in_bfloat16(preset: bool, precision: ProbePrecision | None, device: str) -> bool:
-    """Whether to train in bfloat16; else preset and device decide."""
-    if precision is not None or not preset:
-        return precision == "bf16"
-    # Devices without bfloat16 units emulate it, slower than float32.
+def has_bfloat16(device: str) -> bool:
+    """Whether a device has bfloat16 units; others emulate it, slower than float32."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_capability(device)[0] >= 8
     # Older torch has no such function.
@@ -278,11 +273,10 @@ def chosen_precision(preset: bool, session: Session) -> str:
 
     `preset`: the preset is for bfloat16.
     """
-    cuda = session.device.startswith("cuda")
-    fast = cuda and session.protocol == "corrected"
-    if in_bfloat16(preset, None, session.device):
+    if session.precision or (preset and has_bfloat16(session.device)):
         return session.precision or "bf16"
-    return session.precision or ("tf32" if fast else "fp32")
+    fast = session.device.startswith("cuda") and session.protocol == "corrected"
+    return "tf32" if fast else "fp32"
 
 
 def adamw(network: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:

@@ -22,7 +22,7 @@ from lary.models.choices import chosen_model
 from lary.models.spec import ModelSpec
 from lary.runtime import progress
 from lary.settings import Settings
-from lary.types import JsonDict, LaryError
+from lary.types import JsonDict
 
 DEAD = 1e-6
 """A channel is dead if its deviation is below this share of its mean (of 1 for means below)."""
@@ -103,7 +103,10 @@ def diagnose_split(config: DiagnoseConfig, settings: Settings) -> tuple[JsonDict
 
 def diagnose_latents(latents: SplitLatents, model: ModelSpec, config: DiagnoseConfig) -> JsonDict:
     """All diagnostics of open latents as plain values. Raises as `diagnose_split`."""
+    from lary.probes.sources import finite_latents
+
     table, source = latents.table, latents.source
+    read = finite_latents(source, lambda row: f"sample {table[row].id} ({table[row].media[-1]})").read
     count = min(config.rows or len(table), len(table))
     rows = np.linspace(0, len(table) - 1, count).round().astype(np.int64)
     tokens, pooled = Scatter(source.shape[-1]), Scatter(source.shape[-1])
@@ -111,14 +114,7 @@ def diagnose_latents(latents: SplitLatents, model: ModelSpec, config: DiagnoseCo
     coded = True
     with progress(len(rows), f"diagnose {table.spec.name} {table.split}") as bar:
         for part in np.split(rows, range(config.batch_size, len(rows), config.batch_size)):
-            values = source.read(part)
-            finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
-            if not finite.all():
-                sample = table[int(part[finite.argmin()])]
-                raise LaryError(
-                    f"The latents of sample {sample.id} ({sample.media[-1]}) hold values that are not "
-                    "finite: check the model and extract this split again."
-                )
+            values = read(part)
             tokens.add(values.reshape(-1, tokens.mean.size))
             pooled.add(values.reshape(len(values), -1, tokens.mean.size).mean(axis=1, dtype=np.float64))
             codes = source.codes(part) if coded else [None]

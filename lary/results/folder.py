@@ -30,62 +30,52 @@ Broken = tuple[Path, str]
 """A file that can't be read, and the reason."""
 
 
-@dataclass(frozen=True)
-class RunFolder:
-    """The folder of a run that is being written."""
-
-    folder: Path
-
-    @property
-    def work(self) -> Path:
-        return self.folder / WORK
-
-    def publish(self, result: EvalResult) -> EvalResult:
-        """Move all files out of ``.work/``, the result last; returns it with digests."""
-        remove_torn(self.work, below=True)
-        digests = {
-            path.relative_to(self.work).as_posix(): file_digest(path, 64)
-            for path in sorted(self.work.rglob("*"))
-            if path.is_file() and path.name != STATE and path not in (self.work / IDENTITY, self.work / FILE_NAME)
-        }
-        result = result.model_copy(update={"files": digests})
-        write_result(self.work / FILE_NAME, result)
-        _move(self.folder)
-        return result
+def publish(work: Path, result: EvalResult) -> EvalResult:
+    """Move all files out of ``.work/``, the result last; returns it with digests."""
+    remove_torn(work, below=True)
+    digests = {
+        path.relative_to(work).as_posix(): file_digest(path, 64)
+        for path in sorted(work.rglob("*"))
+        if path.is_file() and path.name != STATE and path not in (work / IDENTITY, work / FILE_NAME)
+    }
+    result = result.model_copy(update={"files": digests})
+    write_result(work / FILE_NAME, result)
+    _move(work.parent)
+    return result
 
 
 @contextmanager
 def writing(
-    folder: Path, identity: str, *, resume: bool = True, leads: bool = True, check: Callable[[], object] = bool
-) -> Iterator[RunFolder]:
-    """Hold a run's folder for writing; files of the same `identity` are kept to `resume` from.
+    folder: Path, identity: str, check: Callable[[], object] = bool, *, resume: bool = True, leads: bool = True
+) -> Iterator[Path]:
+    """Hold a run's folder for writing in its ``.work/``; files of the same `identity` are kept to `resume` from.
 
     Of processes that train together only the one that `leads` takes the lock
     and prepares ``.work/``. Raises LaryError where another process writes
     there, or where `check`, under the lock, finds or raises of a result that
     is new.
     """
-    run = RunFolder(folder)
+    work = folder / WORK
     if not leads:
-        yield run
+        yield work
         return
     with locked(folder):
-        refuse_link(run.work)
+        refuse_link(work)
         _move(folder)
         if check():
             raise LaryError(f"{folder} was just finished by another process: start this command again.")
-        mark, wanted = run.work / IDENTITY, f"{identity} {__version__}"
+        mark, wanted = work / IDENTITY, f"{identity} {__version__}"
         known = ""
         with suppress(OSError):
             known = read_limited(mark, 1 << 12).decode(errors="replace")
-        if run.work.exists() and not (resume and known == wanted):
-            shutil.rmtree(run.work)
+        if work.exists() and not (resume and known == wanted):
+            shutil.rmtree(work)
         # Version 0.1 kept states beside the results; none fits a newer identity.
         for old in (folder / STATE, *folder.glob(f"seed_*/{STATE}")):
             old.unlink(missing_ok=True)
-        remove_torn(run.work, below=True)
+        remove_torn(work, below=True)
         write_text(mark, wanted)
-        yield run
+        yield work
 
 
 def settle(folder: Path) -> None:

@@ -174,7 +174,7 @@ class RunFacts(Strict):
     folds: int | None = None
     options_given: JsonDict = {}
     options: JsonDict = {}
-    provenance: Provenance = Field(default_factory=lambda: Provenance())
+    provenance: Provenance = Field(default_factory=Provenance)
     timings: dict[str, float] = {}
     failures: int = 0
     files: dict[str, str] = {}

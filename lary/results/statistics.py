@@ -87,16 +87,16 @@ gain = Statistic(_ratio, limits=((-1, 1),))
 """The same for the difference of two fractions."""
 
 
-def _mean_known(shares: Doubles) -> Doubles:
-    """Means (...) of shares (..., L) without NaN."""
-    known = ~np.isnan(shares)
-    return _quotient(np.where(known, shares, 0.0).sum(axis=-1), known.sum(axis=-1))
+def mean_known(values: Doubles) -> Doubles:
+    """Means (...) of values (..., L) without NaN, NaN where there are none."""
+    known = ~np.isnan(values)
+    return _quotient(np.where(known, values, 0.0).sum(axis=-1), known.sum(axis=-1))
 
 
 def _macro(sums: Doubles) -> Doubles:
     correct, true, predicted = np.split(sums, 3, axis=-1)
     shares = _quotient(correct, true), _quotient(2 * correct, true + predicted)
-    return np.stack([_mean_known(share) for share in shares], axis=-1)
+    return np.stack([mean_known(share) for share in shares], axis=-1)
 
 
 def _macro_counts(sums: Doubles) -> Doubles:

@@ -241,7 +241,7 @@ class _Predicted:
         angles = []
         for values in self.values if orientations else ():
             errors = [angular_error(self.split, values, each) for each in orientations]
-            angles.append(_row_means(np.stack(errors, axis=1)))
+            angles.append(stats.mean_known(np.stack(errors, axis=1)))
         if not angles or np.isnan(angles[0]).all():
             return None
         return metric(_means(angles, self.clusters, stats.magnitude), 0, "degrees")
@@ -314,12 +314,6 @@ def regression_result(
     return _finished(runs, facts, scores, gains, task="regression", primary="seen_mse", examples=examples, **tables)
 
 
-def _row_means(table: Doubles) -> Doubles:
-    """Means (n,) of rows (n, K) without NaN; NaN for an empty row."""
-    found: Doubles = np.ma.masked_invalid(table).mean(axis=1).filled(np.nan)
-    return found
-
-
 def angular_error(split: SplitOutcome, prediction: Floats, orientation: Orientation) -> Doubles:
     """Mean angle over the steps between predicted and true orientation, (n,) degrees.
 
@@ -341,5 +335,5 @@ def angular_error(split: SplitOutcome, prediction: Floats, orientation: Orientat
         for own in (guess, truth):
             own[np.linalg.norm(own, axis=1) <= SMALLEST_NORM] = (0, 0, 0, 1)
     between = turn(guess).inv() * turn(truth)
-    angles: Doubles = np.where(there, np.degrees(between.magnitude()), np.nan)
-    return _row_means(angles.reshape(len(split.targets), -1))
+    angles = np.where(there, np.degrees(between.magnitude()), np.nan)
+    return stats.mean_known(angles.reshape(len(split.targets), -1))

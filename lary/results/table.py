@@ -19,7 +19,6 @@ from lary.results.figures import no_formula
 from lary.results.folder import FinishedRun, find_results
 from lary.results.record import Metric
 from lary.results.report import column_title, metric_name, paper_scores, settings_of
-from lary.runtime import log
 from lary.types import UsageError
 
 CSV_HEAD = ["table", "model", "dataset", "value", "low", "high"]
@@ -46,9 +45,7 @@ class Board:
 
 def table_text(folder: Path, kind: TableFormat, *, published: bool = False) -> str:
     """All runs below a folder as text of a format. Raises UsageError where there is none."""
-    runs, broken = find_results(folder)
-    for file, reason in broken:
-        log.warning("left out: %s (%s)", file, reason)
+    runs, _ = find_results(folder)
     if not runs:
         raise UsageError(f"There is no finished run below {folder}: run 'lary classify' or 'lary regress' first.")
     boards = boards_of(runs, published)

@@ -16,7 +16,7 @@ from lary.latents.ref import LatentsRef, find_latent_table
 from lary.models.choices import CHOICES
 from lary.models.spec import MODELS, ModelSpec
 from lary.results.compare import compare_results
-from lary.results.record import ALONE, FILE_NAME, EvalResult, Margin, write_result
+from lary.results.record import ALONE, FILE_NAME, EvalResult, Margin, number, write_result
 from lary.runs.extract import FRAME_CONTROLS
 from lary.runs.probe import ProbeRun
 from lary.runs.run import run_splits
@@ -45,7 +45,7 @@ class ControlReport:
             value = control.metrics[result.primary].text()
             lines.append(f"  {name.replace('_', ' '):32} {value:28} margin {control.gain.text()}")
         for margin in sorted(result.margins, key=lambda margin: abs(margin.gain.value)):
-            value = f"{100 * margin.value:.1f}" if score.unit == "fraction" else f"{margin.value:.3f}"
+            value = number(margin.value, score.unit)
             p = "" if margin.p is None else f"  p {margin.p:.3g}"
             mark = MARKS["" if margin.p is None else margin.gain.reading(margin.p)]
             lines.append(f"  {margin.name:32} {value:28} margin {margin.gain.text()}{p}{mark}")

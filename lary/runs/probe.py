@@ -18,7 +18,7 @@ from lary.files import digest
 from lary.latents.ref import LatentsRef
 from lary.latents.store import read_manifest, read_media
 from lary.registry import load_plugin, loaded_plugins
-from lary.results.folder import choice_of, settle, writing
+from lary.results.folder import choice_of, publish, settle, writing
 from lary.results.record import ALONE, FILE_NAME, EvalResult, NamedDigest, read_result, run_identity
 from lary.runs.extract import read_timing
 from lary.runs.tasks import ActionTask, ClassTask, ProbeConfig, frame_of, seeds_of, shared_groups
@@ -176,8 +176,7 @@ def train_and_write(task: Task, team: Team, device: str) -> None:
     config, seeds, inputs = task.config, seeds_of(task.config), inputs_of(task)
     identity, folder = run_identity(inputs), run_folder(config, task.settings)
     tracker: TrackerName = config.tracker if team.leads and task.kind != "ridge" else "none"
-    with writing(folder, identity, resume=config.resume, leads=team.leads, check=lambda: finished(folder, task)) as run:
-        task.read_targets()
+    with writing(folder, identity, lambda: finished(folder, task), resume=config.resume, leads=team.leads) as work:
         rows = len(task.splits["train"].table)
         if config.folds:
             rows = (config.folds - 1) * (rows + len(task.splits["seen"].table))
@@ -187,7 +186,7 @@ def train_and_write(task: Task, team: Team, device: str) -> None:
         title = f"probe {config.dataset} {config.model}"
         with progress(total, title) if team.leads else nullcontext() as bar:
             for seed in seeds:
-                own = run.work if seed == seeds[0] else run.work / f"seed_{seed}"
+                own = work if seed == seeds[0] else work / f"seed_{seed}"
                 title = f"{config.dataset} {folder.name} seed {seed}"
                 tracks = tracking(tracker, own, title, vars(config) | {"seed": seed})
                 with within_memory(device, SMALLER), tracks as tracked:
@@ -217,11 +216,11 @@ def train_and_write(task: Task, team: Team, device: str) -> None:
             facts["options"]["encoder_precision"] = task.splits["train"].store["precision"]
         if inputs_of(task) != inputs:
             raise LaryError("The latents changed while the probe read them: start it again.")
-        result = task.write(run.work, outcomes, facts)
+        result = task.write(work, outcomes, facts)
         warnings = [*result.warnings, *([] if config.folds else shared_groups(task.dataset, task.splits))]
         if task.model is None:
             warnings.append(f"The model '{config.model}' is unregistered: dimension and shape are those of its files.")
-        run.publish(result.model_copy(update={"warnings": tuple(warnings)}))
+        publish(work, result.model_copy(update={"warnings": tuple(warnings)}))
 
 
 def run_facts(task: Task, inputs: tuple[NamedDigest, ...], devices: Sequence[str]) -> JsonDict:

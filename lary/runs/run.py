@@ -92,17 +92,14 @@ def run_splits(
 
 
 def probe_config(config: RunConfig) -> ProbeConfig:
-    """The probe's options. Raises UsageError for one of the other kind of probe."""
+    """The probe's options. Raises UsageError for one that only probes of actions have."""
     dataset = DATASETS.get(config.dataset)
     given = {name: value for name, value in vars(config).items() if value is not None and name not in OF_EXTRACTION}
     odd = [name for name, default in vars(ActionOptions()).items() if given.get(name, default) != default]
-    kind: type[ProbeConfig] = ClassifyConfig
-    if not isinstance(dataset.target, LabelSpace):
-        odd = []
-        kind = RegressConfig
-    if odd:
-        what, option = "classes" if kind is ClassifyConfig else "actions", odd[0].replace("_", "-")
-        raise UsageError(f"--{option}: data set '{dataset.name}' is one of {what}; leave the option out.")
+    kind: type[ProbeConfig] = ClassifyConfig if isinstance(dataset.target, LabelSpace) else RegressConfig
+    if odd and kind is ClassifyConfig:
+        option = odd[0].replace("_", "-")
+        raise UsageError(f"--{option}: data set '{dataset.name}' is one of classes; leave the option out.")
     given["precision"] = config.probe_precision
     given["pool"] = None if config.pool == "none" else config.pool
     given["weights"] = RANDOM if config.weights == RANDOM else None

@@ -234,7 +234,6 @@ class ProbeTask:
 
     @cached_property
     def splits(self) -> dict[str, SplitLatents]:
-        """The latents by role."""
         return open_splits(self.settings, self.dataset, self.config)
 
     def read_targets(self) -> None:
@@ -250,14 +249,13 @@ class ProbeTask:
         """Session, training split, evaluated latents, rows, samples of each fold of pooled `targets`."""
         one, two = (split.table for split in self.splits.values())
         marks = ("", "") if one.root == two.root else (f"{one.split} ", f"{two.split} ")  # equal names are two episodes
-        both = [vars(columns(*each)).values() for each in zip((one, two), marks, strict=True)]
-        pooled = [(*own, *theirs) for own, theirs in zip(*both, strict=True)]
-        groups, (first, second) = np.array(pooled[2]), (self.latents(role, session) for role in self.splits)
+        pooled: SampleColumns = joined([columns(*each) for each in zip((one, two), marks, strict=True)])
+        groups, (first, second) = np.array(pooled.groups), (self.latents(role, session) for role in self.splits)
         for number, held in enumerate(fold_rows(self.config.folds, groups, labels)):
             rows = np.setdiff1d(np.arange(len(groups)), held)
             order = np.random.default_rng(session.seed).permutation(rows) if self.config.control == SHUFFLED else rows
             training = joined_latents(first, second, rows), targets[order], tuple(groups[rows].tolist())
-            samples = SampleColumns(*(tuple(column[row] for row in held) for column in pooled))
+            samples = SampleColumns(*(tuple(column[row] for row in held) for column in vars(pooled).values()))
             folder = session.folder and session.folder / f"fold_{number + 1}"
             own = replace(session, folder=folder) if number else session
             yield own, training, joined_latents(first, second, held), held, samples
@@ -288,12 +286,12 @@ class ClassTask(ProbeTask):
         seen, train = self.splits["seen"].table, self.splits["train"].table
         if self.config.folds:
             labels, parts = np.concatenate([train.labels(), seen.labels()]), []
-            for own, (source, targets, groups), latents, rows, samples in self.folds(session, labels, labels):
-                inputs = ClassifierInputs(source, targets, groups, latents, labels[rows], samples, self.classes)
+            for own, (source, targets, _), latents, rows, samples in self.folds(session, labels, labels):
+                inputs = ClassifierInputs(source, targets, latents, labels[rows], samples, self.classes)
                 parts.append(train_classifier(inputs, self.probe, own))
             whole: ClassificationOutcome = joined(parts)
             return replace(whole, train_counts=np.bincount(labels, minlength=len(self.classes)))
-        training, validation = self.training(session, train.labels()), self.latents("seen", session)
+        training, validation = self.training(session, train.labels())[:2], self.latents("seen", session)
         inputs = ClassifierInputs(*training, validation, seen.labels(), columns(seen), self.classes)
         return train_classifier(inputs, self.probe, session)
 
@@ -363,8 +361,7 @@ class ActionTask(ProbeTask):
         for role, (values, mean, std, *_) in self.targets.items():
             if role != "train":
                 samples = columns(self.splits[role].table)
-                own = self.latents(role, session)
-                evaluated[role] = EvaluatedSplit(own, values, samples, mean, std)
+                evaluated[role] = EvaluatedSplit(self.latents(role, session), values, samples, mean, std)
         inputs = RegressorInputs(*self.training(session, self.targets["train"].values), evaluated, *names)
         return train_regressor(inputs, self.probe, session)
 

@@ -83,8 +83,7 @@ def clips(count: int, signal: float, seed: int) -> tuple[InMemory, np.ndarray]:
 
 def classifier_inputs(signal: float = 4.0, train: int = 80, validation: int = 36) -> ClassifierInputs:
     (source, labels), (shown, truth) = clips(train, signal, 0), clips(validation, signal, 1)
-    groups = tuple(f"video{index // 2}" for index in range(train))
-    return ClassifierInputs(source, labels, groups, shown, truth, columns(validation), CLASSES)
+    return ClassifierInputs(source, labels, shown, truth, columns(validation), CLASSES)
 
 
 def regressor_inputs(noise: float = 0.05, train: int = 120, count: int = 40) -> RegressorInputs:

@@ -11,7 +11,7 @@ import torch
 from lary.probes.classify import ClassifierTraining
 from lary.probes.outcome import ClassificationOutcome
 from lary.probes.presets import HeadSettings, ProbePreset
-from lary.probes.training import Session, in_bfloat16
+from lary.probes.training import Session, chosen_precision
 from lary.types import LaryError, UsageError
 from tests.helpers import fails
 from tests.probes.made import TINY, InMemory, assert_same, changed, classifier_inputs, numbers, train
@@ -109,11 +109,15 @@ def test_bfloat16_is_trained_where_asked_for() -> None:
 @pytest.mark.parametrize(("has", "expected"), [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({}, False)])
 def test_the_published_precision_where_the_device_has_it(has: Any, expected: bool, monkeypatch: Any) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
-    assert (in_bfloat16(True, None, "cpu"), in_bfloat16(False, "bf16", "cpu")) == (expected, True)
-    assert not any((in_bfloat16(False, None, "cpu"), in_bfloat16(True, "fp32", "cpu"), in_bfloat16(True, None, "mps")))
+
+    def chosen(preset: bool, device: str, asked: str | None = None) -> str:
+        return chosen_precision(preset, Session(protocol="paper", seed=0, device=device, precision=asked))
+
+    assert (chosen(True, "cpu"), chosen(False, "cpu", "bf16")) == ("bf16" if expected else "fp32", "bf16")
+    assert (chosen(False, "cpu"), chosen(True, "cpu", "fp32"), chosen(True, "mps")) == ("fp32",) * 3
     for version, fast in (((9, 0), True), ((7, 5), False)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, version=version: version)
-        assert in_bfloat16(True, None, "cuda:1") is fast
+        assert chosen(True, "cuda:1") == ("bf16" if fast else "fp32")
 
 
 def test_classes_that_cannot_be_learned_are_named_and_the_majority_is_a_control() -> None:

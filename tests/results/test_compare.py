@@ -10,7 +10,7 @@ import pytest
 import lary
 from lary.probes.outcome import ActionPredictions, SplitOutcome
 from lary.results.compare import compare_results, load_results, load_samples
-from lary.results.folder import writing
+from lary.results.folder import publish, writing
 from lary.results.published import PREDICTIONS, action_scores, class_scores, write_classification_files, write_scores
 from lary.results.record import read_result, write_result
 from lary.results.statistics import NO_SPREAD
@@ -127,10 +127,10 @@ def test_every_run_and_selection_has_a_row_with_intervals(tmp_path: Path) -> Non
 def test_every_sample_of_a_classification_has_a_row(tmp_path: Path) -> None:
     """tests/test_public_api.py has those of a regression with seeds."""
     outcome = fake.class_outcome(2.0)
-    with writing(tmp_path, "1f") as run:
-        write_classification_files(run.work, outcome)
-        write_scores(run.work, class_scores([outcome]), [0])
-        result = run.publish(classification_result(outcome, fake.facts("pixels", "verbs", seeds=(0,))))
+    with writing(tmp_path, "1f") as work:
+        write_classification_files(work, outcome)
+        write_scores(work, class_scores([outcome]), [0])
+        result = publish(work, classification_result(outcome, fake.facts("pixels", "verbs", seeds=(0,))))
     table = load_samples(tmp_path / "result.json")
     assert (len(table), table["score"].mean()) == (len(outcome.labels), pytest.approx(result.score.value))
     assert ((table["predicted"] == table["true"]) == (table["score_0"] == 1)).all()

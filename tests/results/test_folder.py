@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lary.files import write_text
-from lary.results.folder import FinishedRun, find_results, settle, writing
+from lary.results.folder import FinishedRun, find_results, publish, settle, writing
 from lary.results.record import EvalResult, NamedDigest, read_result, run_identity
 from lary.results.summarise import classification_result
 from lary.types import LaryError
@@ -19,11 +19,11 @@ from tests.helpers import contents, fails
 
 
 def do_run(folder: Path, text: str, *names: str, identity: str = "one") -> EvalResult:
-    with writing(folder, identity) as run:
+    with writing(folder, identity) as work:
         for name in names:
-            write_text(run.work / name, text)
-        write_text(run.work / "training_state.pt", "state")
-        return run.publish(classification_result(fake.class_outcome(1.0), fake.facts("pixels", "verbs")))
+            write_text(work / name, text)
+        write_text(work / "training_state.pt", "state")
+        return publish(work, classification_result(fake.class_outcome(1.0), fake.facts("pixels", "verbs")))
 
 
 def test_a_run_publishes_its_files_with_their_digests_and_has_an_identity(tmp_path: Path) -> None:
@@ -47,10 +47,10 @@ def test_unfinished_files_are_kept_for_the_same_run_alone(tmp_path: Path, monkey
         ("one", True, "2", False), ("two", True, "2", False),
     ):  # fmt: skip
         monkeypatch.setattr("lary.results.folder.__version__", version)
-        with writing(tmp_path, identity, resume=resume) as run:
-            assert (run.work / "state").exists() is expected
-            write_text(run.work / "state", "half")
-            (run.work / ".state.x1.tmp").write_text("torn")
+        with writing(tmp_path, identity, resume=resume) as work:
+            assert (work / "state").exists() is expected
+            write_text(work / "state", "half")
+            (work / ".state.x1.tmp").write_text("torn")
     assert sorted(contents(tmp_path)) == [".work/.state.x1.tmp", ".work/identity", ".work/state"]
 
 
@@ -58,7 +58,7 @@ def test_one_process_writes_a_run(tmp_path: Path) -> None:
     with writing(tmp_path, "one"), pytest.raises(LaryError, match="being written"), writing(tmp_path, "one"):
         pass
     with writing(tmp_path, "one"), writing(tmp_path, "one", leads=False) as second:
-        assert second.work == tmp_path / ".work"
+        assert second == tmp_path / ".work"
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / ".work").symlink_to(tmp_path)
     fails(LaryError, "is a link, which lary never makes", do_run, tmp_path / "other", "text")
