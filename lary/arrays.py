@@ -98,8 +98,7 @@ def array_of(stream: IO[bytes], size: int) -> Array:
 def read_npz(path: Path, *names: str, largest: int = LARGEST) -> list[Array]:
     """The named arrays of an ``.npz``, of at most `largest` bytes each.
 
-    Raises OSError for the file, KeyError for a name that it lacks, ValueError
-    for broken or refused content.
+    Raises OSError for the file, KeyError for a missing name, ValueError for content.
     """
     with open_regular(path) as file:
         size = file.seek(0, 2)

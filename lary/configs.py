@@ -97,7 +97,7 @@ class Paths(Options):
         return load_settings(given, config=self.config)
 
     def call(self, function: str, *given: Any, **named: Any) -> Any:
-        """Call a function MODULE:NAME with options and then settings; import it now."""
+        """Import and call MODULE:NAME with options and then settings."""
         settings = self.settings()
         module, _, name = function.partition(":")
         return getattr(importlib.import_module(module), name)(*given, settings, **named)

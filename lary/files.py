@@ -45,24 +45,24 @@ REMEDIES = {
     errno.EROFS: "Choose another folder.",
     errno.EIO: "Check the disk, then start the same command again.",
 }
-"""Errors of a write that would stop every other one too, and what to do about each."""
+"""Errors that would stop every other write too, and what to do."""
 
 
 class WriteError(LaryError, OSError):
-    """The error for a file that can't be written; an `OSError`, too, for callers that count one as a failed sample."""
+    """An `OSError`, too, for callers that count one as a failed sample."""
 
 
 # Writing
 
 
 def cannot_write(path: Path, error: OSError) -> WriteError:
-    """The error for a file that can't be written, with what to do about it."""
+    """The error for a file that can't be written, and what to do."""
     remedy = REMEDIES.get(error.errno or 0, "Check the folder and its permissions.")
     return WriteError(f"Cannot write {path}: {error.strerror or error}. {remedy}")
 
 
 def create_temporary(path: Path) -> tuple[int, str]:
-    """Make a new file beside `path` that `remove_torn` knows; returns its descriptor and name. Raises WriteError."""
+    """Make a file beside `path` that `remove_torn` knows; returns descriptor and name. Raises WriteError."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     try:
         for _ in range(ATTEMPTS):
@@ -82,7 +82,7 @@ def create_temporary(path: Path) -> tuple[int, str]:
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a binary stream into a file that appears once it is complete.
 
-    It is a temporary file in the same folder, which is synced to disk and renamed, or removed if the block fails.
+    A temporary file beside it is synced to disk and renamed, or removed if the block fails.
     Raises WriteError where the folder can't be made or written to, or the disk is full or broken.
     """
     handle, name = create_temporary(path)
@@ -105,7 +105,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 
 def remove_torn(folder: Path, name: str = "*", *, below: bool = False) -> None:
-    """Remove what killed writers have left of files of a name or pattern, in `folder` or, with `below`, below it.
+    """Remove what killed writers left of files of a name or pattern, in `folder` or anywhere `below` it.
 
     No other process may write there.
     """
@@ -238,9 +238,8 @@ def reason_of(error: BaseException) -> str:
 def read_yaml(path: Path, what: str) -> Any:
     """Read a small YAML file of plain values.
 
-    Tags are refused, and anchors, whose aliases can grow without end. Raises
-    UsageError for these, and for a file that is missing, too large, too deeply
-    nested, or not YAML.
+    Raises UsageError for tags, for anchors, whose aliases can grow without end, and
+    for a file that is missing, too large, too deeply nested, or not YAML.
     """
     return _parsed(path, what, LARGEST_YAML, _plain_yaml, UsageError)
 
@@ -336,7 +335,7 @@ def digest(*parts: str | bytes, length: int = 16) -> str:
 
 
 def media_facts(path: Path) -> str:
-    """A digest of a file's content, its size and its time of change: 16, 16 and 20 letters.
+    """A digest of a file's content, its size and time of change: 16, 16 and 20 letters.
 
     Of a file above 4 MiB, the digest is that of 16 pieces at equal distances,
     the head and the tail among them. Raises OSError, ValueError.
@@ -351,7 +350,7 @@ def media_facts(path: Path) -> str:
 
 
 def file_digest(path: Path, length: int = 16, state: Any = None) -> str:
-    """A hexadecimal prefix of a regular file's SHA-256, or of `state`, a hash of another kind. Raises OSError."""
+    """A hexadecimal prefix of a file's SHA-256, or of another hash, `state`. Raises OSError."""
     state = state or hashlib.sha256()
     with open_regular(path) as file:
         while block := file.read(1 << 20):

@@ -68,7 +68,7 @@ def _check_own(file: Path) -> None:
 
 
 def _taken(file: Path) -> filelock.BaseFileLock:
-    """The kernel's lock, or a file with the process's number where there is none."""
+    """The kernel's lock, or where there is none a file with the process's number."""
     lock: filelock.BaseFileLock = filelock.FileLock(file, PATIENCE)
     try:
         lock.acquire()

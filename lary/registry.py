@@ -38,7 +38,7 @@ def suggest(wrong: str, known: Sequence[str]) -> str:
 
 
 record_folder: list[Path] = []
-"""The data/ of the last settings' LARY_ROOT: records of data sets there are known by name."""
+"""The data/ of the last LARY_ROOT, whose records of data sets are known by name."""
 
 
 class Registry(Generic[Record]):
@@ -158,7 +158,7 @@ def load_plugin(path: str | Path) -> None:
 
 
 def line_in(file: Path, error: BaseException) -> str:
-    """`` in FILE, line N``: the last line in the folder of `file`, in no installed package, that an error passed."""
+    """`` in FILE, line N``: the last line below the folder of `file`, in no installed package, of an error."""
     place, here = "", Path(__file__).parent
     for frame in traceback.extract_tb(error.__traceback__):
         path = Path(frame.filename)

@@ -153,7 +153,7 @@ def in_threads(
     """The results of `work` for all items, in their order, from threads.
 
     A thread takes `batch` items, as one may be less work than handing it over.
-    Raises what `work` raises, in place of that result.
+    Raises what `work` raises.
     """
     parts = [items[start : start + batch] for start in range(0, len(items), batch)]
     with ThreadPoolExecutor(threads) as pool:
@@ -193,8 +193,8 @@ def pick_devices(gpus: str | None, choice: str = "auto", *, every: bool = False)
     """Torch device names for ``--gpus 0,1``, or the CPU where CUDA isn't.
 
     `gpus` are numbers among CUDA_VISIBLE_DEVICES, None is the first one, or
-    with `every` all. `choice` is ``auto`` or a kind: ``cpu``, ``cuda``, ``mps``.
-    Raises UsageError for another list, or a device that this machine lacks.
+    with `every` all. `choice` is ``auto``, ``cpu``, ``cuda`` or ``mps``. Raises
+    UsageError for a device that this machine lacks.
     """
     import torch
 
@@ -239,7 +239,7 @@ def set_arithmetic(device: str, precision: str = "fp32") -> str:
 
 
 def leave_devices() -> None:
-    """Give back memory of CUDA devices that is out of use, to other processes too."""
+    """Give back memory of CUDA devices that is out of use."""
     import torch
 
     if torch.cuda.is_initialized():

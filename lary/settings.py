@@ -78,8 +78,8 @@ class Settings:
 def unexported(root: Path | None = None) -> str:
     """A sentence about an env.sh, here or in `root`, that had no effect.
 
-    Its variables did not arrive: NAME=value lines export none. Empty
-    where there is no such file, or its variables are set.
+    NAME=value lines export nothing. Empty without such a file, or where its
+    variables are set.
     """
     for file in (Path("env.sh"), (root or Path()) / "env.sh"):
         try:
@@ -103,12 +103,8 @@ def load_settings(
 ) -> Settings:
     """Resolve every variable.
 
-    Args:
-        overrides: values from the command line; None means not given.
-        config: the ``lary.yaml`` to read; it must exist if named.
-        environment: in place of ``os.environ``.
-
-    Raises UsageError for a value that is no path, or a wrong configuration file.
+    `overrides` are values of the command line, or None; a named `config` must exist; `environment` stands in for
+    ``os.environ``. Raises UsageError for a value that is no path, or a wrong configuration file.
     """
     env = os.environ if environment is None else environment
     named = config or env.get("LARY_CONFIG")
@@ -141,7 +137,7 @@ def load_settings(
 
 
 def check_setting(name: str, problem: str) -> None:
-    """Raise UsageError, beginning with `problem`, for a name that is no setting."""
+    """Raise UsageError, beginning with `problem`, for an unknown setting."""
     if name not in VARIABLES:
         importlib.import_module("lary.models.spec").MODELS.names()  # of installed packages
     if name not in VARIABLES:

@@ -49,6 +49,9 @@ class Hung(NoAnswer):
     """The error for a worker that gave no answer in time."""
 
 
+Answers = list[Answer | NoAnswer]
+
+
 class Worker:
     """One process, started with its first question, and anew after it was killed."""
 
@@ -118,7 +121,7 @@ class Worker:
             raise LaryError(f"The worker process '{what}' does not start: {error}.") from error
 
     def _crash(self) -> NoAnswer:
-        """Clean up after a process that has died; returns the error that says how."""
+        """Clean up after a process that has died; returns how."""
         code = None
         if self._process is not None:
             with suppress(subprocess.TimeoutExpired):
@@ -145,7 +148,7 @@ class Pool:
         for worker in self.workers:
             self._free.put(worker)
         self._threads = ThreadPoolExecutor(len(self.workers))
-        self._asked: set[Future[list[Answer | NoAnswer]]] = set()
+        self._asked: set[Future[Answers]] = set()
         self._dropping = False
 
     def __enter__(self) -> Pool:
@@ -161,7 +164,7 @@ class Pool:
         NoAnswer. Raises LaryError where no process can be started.
         """
         waiting = enumerate(questions)
-        running: dict[Future[list[Answer | NoAnswer]], int] = {}
+        running: dict[Future[Answers], int] = {}
         try:
             while True:
                 for position, question in islice(waiting, AHEAD * len(self.workers) - len(running)):
@@ -173,7 +176,7 @@ class Pool:
         finally:
             self.settle()
 
-    def submit(self, questions: Sequence[Question], seconds: float) -> Future[list[Answer | NoAnswer]]:
+    def submit(self, questions: Sequence[Question], seconds: float) -> Future[Answers]:
         """Hand questions to the worker that is free first; each has `seconds`.
 
         The future raises LaryError where no process can be started.
@@ -184,7 +187,7 @@ class Pool:
         return future
 
     def settle(self) -> None:
-        """Drop the questions whose answers nobody awaits; the pool stays usable."""
+        """Drop unanswered questions; the pool stays usable."""
         asked = list(self._asked)
         self._dropping = True
         for future in asked:
@@ -202,9 +205,9 @@ class Pool:
         for worker in self.workers:
             worker.stop()
 
-    def _ask(self, questions: Sequence[Question], seconds: float) -> list[Answer | NoAnswer]:
+    def _ask(self, questions: Sequence[Question], seconds: float) -> Answers:
         worker = self._free.get()
-        found: list[Answer | NoAnswer] = []
+        found: Answers = []
         crashed = -1
         try:
             while len(found) < len(questions) and not self._dropping:

@@ -215,7 +215,7 @@ def add_regression(root: Path, model: str, dataset: str, error: float, *, chunks
 
 def analysed(root: Path, kind: Any, stem: str = "", **options: Any) -> tuple[list[dict[str, str]], str]:
     """The table that an analysis wrote, and what it left out; four files of the stem are all that it writes."""
-    found = make_analysis(kind, AnalyzeConfig(**options), settings_of(root))
-    assert {file.name for file in found.files} == {f"{stem}{suffix}" for suffix in SUFFIXES}
-    assert all(file.stat().st_size for file in found.files)
-    return rows_of(root / "logs" / "analysis" / f"{stem}.csv"), "\n".join(found.left_out)
+    files, left_out = make_analysis(kind, AnalyzeConfig(**options), settings_of(root))
+    assert {file.name for file in files} == {f"{stem}{suffix}" for suffix in SUFFIXES}
+    assert all(file.stat().st_size for file in files)
+    return rows_of(root / "logs" / "analysis" / f"{stem}.csv"), "\n".join(left_out)

@@ -106,7 +106,8 @@ def analyze(
     config: configs.AnalyzeConfig = configs.AnalyzeConfig(),
     paths: Paths = Paths(),
 ) -> None:
-    print(paths.call("lary.results.analyses:make_analysis", kind, config).text())
+    files, left_out = paths.call("lary.results.analyses:make_analysis", kind, config)
+    print(*files, *(f"left out: {reason}" for reason in left_out), sep="\n")
 
 
 def report(folder: Path | None = None, *, out: Path | None = None, paths: Paths = Paths()) -> None:
@@ -198,13 +199,7 @@ def convert(config: configs.ConvertConfig, paths: Paths = Paths()) -> None:
 
 
 @latents_app.command
-def export(
-    config: configs.LatentsConfig,
-    *,
-    out: Path,
-    rows: str | None = None,
-    paths: Paths = Paths(),
-) -> None:
+def export(config: configs.LatentsConfig, *, out: Path, rows: str | None = None, paths: Paths = Paths()) -> None:
     """Write tokens to one .npz file for other tools."""
     print(f"{out}: {paths.call('lary.latents.tools:export_latents', config, out=out, rows=rows)} samples")
 

@@ -28,9 +28,8 @@ PAIRS_CHECKED = 64
 def read_chosen(paths: Sequence[Path], index: Sequence[int], preprocess: Preprocess) -> list[Pixels]:
     """Decode and resize the frames that a model sees, T arrays (H', W', 3) uint8.
 
-    `paths` and `index` are those of the sample, as in
-    `lary.data.frames.read_frames`. Raises MediaError,
-    and LaryError for frames of a size that is unfit.
+    `paths` and `index` are as in `lary.data.frames.read_frames`. Raises MediaError,
+    and LaryError for an unfit size.
     """
     count, step = preprocess.frames, preprocess.stride
     if count is None:

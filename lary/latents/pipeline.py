@@ -42,7 +42,7 @@ WRITERS = 3
 ROWS_REPEATED = 2
 """Rows that a CPU encodes twice, to see whether their tokens stay the same."""
 BYTES_TOGETHER = 1 << 20
-"""Bytes that a thread is handed at once: waking it costs as much as a small row."""
+"""Bytes handed to a thread at once: waking it costs as much as a small row."""
 WAITING = 16
 """Writes that may be pending before the encoder waits for one."""
 
@@ -212,7 +212,7 @@ class Encoding:
         self._normalise = None if singly else DeviceNormaliser(preprocess, device)
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Iterable[Row]]]:
-        """Encode batches; yields each with those of its rows that could be read."""
+        """Encode batches; yields each with its rows that could be read."""
         before: tuple[Batch, Iterator[Row]] | None = None
         for batch in batches:
             if self._normalise is None:
@@ -271,7 +271,7 @@ class Encoding:
                 yield index, found, None if codes is None else codes[0].numpy()
 
     def _launch(self, batch: Batch, normaliser: DeviceNormaliser) -> Iterator[Row]:
-        """Start a batch on the accelerator; the rows, when asked for, wait for it."""
+        """Start a batch on the accelerator, which the rows wait for."""
         import torch
 
         groups: dict[tuple[int, ...], list[int]] = {}
@@ -301,7 +301,7 @@ class Encoding:
         return rows()
 
     def _encoded(self, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Encode clips; returns pooled tokens in the store's numbers, and codes, on the host."""
+        """Pooled tokens of clips in the store's numbers, and codes, on the host."""
         import torch
 
         with torch.inference_mode():
@@ -352,7 +352,7 @@ class OpenUnit:
             self.hand_over()
 
     def hand_over(self) -> None:
-        """Have the gathered rows written; waits while too many writes are pending."""
+        """Have the gathered rows written; waits for too many pending writes."""
         self._writes.append(self._threads.submit(self._write_all, self._rows))
         self._handed += len(self._rows)
         self._rows, self._bytes = [], 0

@@ -26,11 +26,11 @@ from lary.latents.choice import read_chosen
 from lary.models.preprocess import to_planes
 from lary.models.spec import Preprocess, with_tuples
 from lary.types import Failure, LaryError, Sample
-from lary.workers import Answer, NoAnswer, Pool, Question
+from lary.workers import Answer, Answers, NoAnswer, Pool, Question
 
 SETUP = f"{__name__}:reader"
 CHUNK = 8
-"""Most samples that a worker gets at once: few messages, and still work for all."""
+"""Most samples that a worker gets at once: few messages, yet work for all."""
 AHEAD = 3
 """Samples read ahead per worker, and at least two batches."""
 
@@ -58,7 +58,7 @@ class Batch:
     media: dict[str, str] = field(default_factory=dict)
     shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)
     slot: int = -1
-    answers: list[Future[list[Answer | NoAnswer]]] = field(default_factory=list)
+    answers: list[Future[Answers]] = field(default_factory=list)
 
     def clip(self, row: int) -> Pixels:
         """The frames of a row that could be read, (T, 3, H, W) uint8."""
@@ -83,7 +83,7 @@ class Batch:
         return found
 
     def wait(self) -> None:
-        """Wait until rows are read or given up. Raises LaryError without workers."""
+        """Wait until rows are read or given up. Raises LaryError."""
         found = [answer for future in self.answers for answer in future.result()]
         for row, place, paths, answer in zip(self.rows, self.places, self.paths, found, strict=True):
             problem = f"{paths[0]} can't be read: {answer}." if isinstance(answer, NoAnswer) else answer.get("error")
@@ -95,7 +95,7 @@ class Batch:
                 self.shapes[row] = tuple(answer["shape"])  # type: ignore[index]
 
     def failures(self) -> list[Failure]:
-        """The rows that could not be read, each with the file at fault or its first."""
+        """The rows that could not be read, with the file at fault or the first."""
         found = []
         for row, sample, paths in zip(self.rows, self.samples, self.paths, strict=True):
             if reason := self.problems.get(row):
@@ -219,7 +219,7 @@ def reader(descriptor: str) -> Callable[[Question], Answer]:
     memory, known, preprocess = mmap.mmap(-1, 1), None, Preprocess()
 
     def answer(question: Question) -> Answer:
-        """Read one sample; the answer has the facts of its ``media``, or the ``error``."""
+        """Read one sample; the answer has its ``media`` facts, or the ``error``."""
         nonlocal memory, known, preprocess
         if known != (common := (question["size"], question["preprocess"])):
             memory = mmap.mmap(int(descriptor), question["size"])

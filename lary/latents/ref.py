@@ -99,7 +99,7 @@ class LatentsRef:
 
     @property
     def tag(self) -> str:
-        """The model's name in file and folder names, without slashes and colons."""
+        """The model's name in file names, without slashes and colons."""
         name = re.sub(r"[^\w.@+-]+", "_", self.title)
         differences = (
             self.protocol if self.protocol != "corrected" else None,
@@ -120,7 +120,7 @@ class LatentsRef:
         return self.latent_root(settings) / self.spec.name / self.split / self.tag
 
     def table(self, settings: Settings) -> Path:
-        """The table that extraction writes: the input's columns plus ``la_path``."""
+        """The table of the extraction: the input's columns plus ``la_path``."""
         spec = self.spec
         middle = f"_{spec.stride}" if spec.media == "pair" and spec.stride is not None else ""
         root = self.latent_root(settings) if self.control else settings.path("LARY_ROOT")
@@ -294,7 +294,7 @@ def resolve_latents(settings: Settings, ref: LatentsRef, entries: list[str], tab
 
 
 def check_origin(store: JsonDict, table: Path, ref: LatentsRef) -> None:
-    """Raise UsageError for latents whose stamp or manifest doesn't match the request."""
+    """Raise UsageError for latents whose stamp or manifest is of another request."""
     stamp, identity = store["stamp"], store.get("identity", {})
     if store.get("key", stamp["store"]) != stamp["store"]:
         raise UsageError(f"{table} names latents of another store than {MANIFEST} beside them: extract again.")
@@ -327,8 +327,8 @@ def open_store(
     """Claim a folder for latents of one identity, or resume what it holds.
 
     `unit_rows` of a new store of shards are rounded up to whole batches.
-    Raises UsageError where, without `overwrite`, the folder holds another
-    identity, kind or size of units; LaryError for a wrong manifest.
+    Raises UsageError where, without `overwrite`, the folder holds another one,
+    kind or size of units; LaryError for a wrong manifest.
     """
     make = KINDS[kind]
     unit_rows = -(-unit_rows // batch_size) * batch_size if kind == "shards" else BATCHES * batch_size

@@ -48,7 +48,7 @@ NPZ, SHARDS = "latent_action_*.npz", "shard_*.safetensors"
 INDEX = "index.parquet"
 """A list of the rows that version 0.1 wrote beside shards."""
 MEDIA = "media*.txt"
-"""The record of media: what units added and, first of all, what a later comparison found."""
+"""The record of media: what units added, after what a comparison found."""
 SHARD_MARK = "#"
 """Separates the file of a shard and the row in it, in ``la_path``."""
 NONE = "none"
@@ -159,7 +159,7 @@ class LatentStore:
     def write_table(
         self, table: SampleTable, path: Path, root: Path, failed: Collection[int], *, new: bool = True
     ) -> None:
-        """Write a table with the column ``la_path``, if it is `new` or not as it was written. Raises LaryError."""
+        """Write a table with ``la_path``, if it is `new` or not as it was written. Raises LaryError."""
         found, about = read_manifest(self.folder), [table.digest, len(table)]
         if not new and path.is_file() and found.get("written") == [*about, file_digest(path)]:
             return
@@ -170,12 +170,12 @@ class LatentStore:
         write_json(self.folder / MANIFEST, found | {"written": written})
 
     def note_media(self, unit: int, root: Path, media: Mapping[str, str]) -> None:
-        """Record the files that rows of a unit come from, before these are written. Raises OSError."""
+        """Record the files of a unit's rows before these are written. Raises OSError."""
         with (self.folder / f"media_{unit:05d}.txt").open("a", encoding="utf-8") as file:
             file.writelines(f"\n{facts}\t{path.removeprefix(f'{root}{os.sep}')}" for path, facts in media.items())
 
     def check_replaced(self, table: SampleTable, *, overwrite: bool) -> bool:
-        """Whether there is a record of the files that rows come from; none may have been replaced.
+        """Whether there is a record of the files of rows, of which none may have been replaced.
 
         A file is the same with its size and time, or else its content, and
         where it is gone. Raises UsageError for another one; with `overwrite`,
@@ -246,7 +246,7 @@ def read_media(folder: Path) -> dict[str, str]:
 # Number formats
 
 LARGEST: dict[LatentDtype, float] = {"float32": np.inf, "float16": 65520.0, "bfloat16": 255.5 * 2.0**120}
-"""From here on numbers round to infinity: half a step above the largest finite one."""
+"""From here on numbers round to infinity."""
 
 PIECE = 32768
 """Numbers per conversion: torch's grain size, up to which it uses one thread.

@@ -94,7 +94,7 @@ def describe_store(config: LatentsConfig, settings: Settings) -> str:
 
 
 def verify_store(config: LatentsConfig, settings: Settings) -> tuple[int, list[str]]:
-    """Check checksums, stamps and finite values of all rows; returns how many there are, and what is wrong.
+    """Check checksums, stamps and finite values of all rows; returns their number, and what is wrong.
 
     Raises UsageError, LaryError.
     """
@@ -155,9 +155,7 @@ def convert_store(config: ConvertConfig, settings: Settings) -> int:
     """Convert a store to the other kind, in its folder; returns its row count.
 
     The old files are removed once the manifest and the table are of the new
-    kind. It resumes after a stop at any point.
-
-    Raises UsageError, LaryError.
+    kind. It resumes after a stop at any point. Raises UsageError, LaryError.
     """
     config.check_counts("shard_rows")
     ref, folder = LatentsRef.of(config), _find(settings, config).folder

@@ -83,7 +83,7 @@ def write_latents(path: Path, tokens: Array, codes: Array | None, stamp: Stamp) 
 
 
 class NpzStore(LatentStore):
-    """A store of ``.npz`` files, in which every write is final: there is no commit."""
+    """A store of ``.npz`` files, in which every write is final."""
 
     def held(self, table: SampleTable, *, check: bool = True) -> Iterator[Held]:
         names, key = rows_in(self.folder), self.identity.key

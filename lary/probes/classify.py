@@ -134,7 +134,7 @@ class ClassifierTraining(Training):
         row["train_loss"] = finite_or_none(losses / len(order))
 
     def update(self, number: int, rate: float, tokens: Tensor, labels: Tensor, count: int) -> Tensor:
-        """One update on a share of `count` samples; returns loss and hits of the share."""
+        """One update on a share of `count` samples; returns its loss and hits."""
         own, network, optimizer = self.settings, self.networks[number], self.optimizers[number]
         decay = weight_decay(own.heads[number], self.step, self.total)
         for group in optimizer.param_groups:

@@ -156,7 +156,7 @@ class ActionExpertDiT(nn.Module):
         self.dit = _DiffusionTransformer(latent_dim, action_dim, action_steps, hidden_size, depth, num_heads)
 
     def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor, dropped: Tensor | None = None) -> Tensor:
-        """Predict the noise (B, K, A) in chunks `noisy` (B, K, A) at timesteps (B,)."""
+        """Predict the noise in chunks (B, K, A) at timesteps (B,)."""
         return self.dit.denoise(noisy, timesteps, self.dit.z_embedder(tokens.flatten(1), dropped))
 
     def loss(self, tokens: Tensor, target: Tensor, count: int, share: slice) -> Tensor:

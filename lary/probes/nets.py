@@ -135,7 +135,7 @@ class AttentiveProbe(nn.Module):
 
 
 SelectedHeads = tuple[list[AttentiveProbe], tuple[Floats, Floats] | None]
-"""The heads whose mean a result reports; mean and std (D,) to standardise latents."""
+"""The reported heads; mean and std (D,) to standardise latents."""
 
 
 def load_heads(file: Path, classes: int) -> SelectedHeads:
@@ -250,5 +250,5 @@ class ActionExpertMLP(nn.Module):
     predict = forward
 
     def loss(self, tokens: Tensor, target: Tensor, count: int, share: slice) -> Tensor:
-        """Huber loss of a share: its sum, divided by the size of the whole batch."""
+        """Huber loss of a share, divided by the size of the whole batch."""
         return F.huber_loss(self(tokens).float(), target, reduction="sum") / (count * target.shape[1])

@@ -22,7 +22,7 @@ SelectionName = Literal["held_out", "best_on_validation"]
 
 
 def headline(selections: Mapping[SelectionName, Any]) -> SelectionName:
-    """The selection to report first: if there is any, one that reads nothing of the split."""
+    """The selection to report: if there is any, one that reads nothing of the split."""
     return "held_out" if "held_out" in selections else "best_on_validation"
 
 
@@ -105,7 +105,7 @@ def confusion_matrix(labels: Ints, predicted: Ints, classes: int) -> Ints:
 
 
 def class_statistics(confusion: Ints) -> dict[str, Array]:
-    """Precision (share of a row), recall (of a column), F1 and true samples by class, (L,), of a confusion matrix."""
+    """Precision (share of a row), recall (of a column), F1 and true samples by class, (L,)."""
     hits = np.diagonal(confusion).astype(np.float64)
     precision = hits / (confusion.sum(axis=1) + EPSILON)
     recall = hits / (confusion.sum(axis=0) + EPSILON)
@@ -130,7 +130,7 @@ def mse_per_group(predicted: Floats, targets: Floats, groups: Mapping[str, tuple
 
 
 def huber_loss(predicted: Floats, targets: Floats, batch_size: int) -> float:
-    """The published validation loss: the mean of the batches' Huber losses, a small last one's included."""
+    """The published validation loss: the mean Huber loss of batches, a small last one included."""
     size = np.abs(predicted - targets)
     loss = np.where(size < 1, 0.5 * np.square(size), size - 0.5)
     batches = (loss[start : start + batch_size] for start in range(0, len(loss), batch_size))

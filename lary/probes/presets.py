@@ -69,8 +69,8 @@ class ClassifierSettings:
 
     `depth` includes the cross-attention block. `bfloat16` applies where the
     device has it and ``--precision`` is not given. `standardise` brings
-    channels to mean 0 and standard deviation 1 on the training rows; the
-    published probe doesn't, and learns little from small values in few epochs.
+    channels to mean 0 and standard deviation 1; the published probe doesn't,
+    and learns little from small values in few epochs.
     """
 
     model_dim: int = 768
@@ -100,7 +100,7 @@ class RegressorSettings:
 
 @dataclass(frozen=True)
 class DitSettings:
-    """The DiT probe; `sampler_steps` other than the published 500 are those of DDIM."""
+    """The DiT probe; other `sampler_steps` than the published 500 are DDIM's."""
 
     hidden_dim: int = 512
     depth: int = 6

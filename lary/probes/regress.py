@@ -81,7 +81,7 @@ def train_regressor(inputs: RegressorInputs, settings: ActionSettings, session: 
 
 
 class ActionTraining(Training):
-    """What regression probes share: the scores of epochs, and how one is picked."""
+    """What regression probes share: scores of epochs, and the pick of one."""
 
     checkpoint = "best_model.pth"
 
@@ -91,7 +91,7 @@ class ActionTraining(Training):
 
     @abstractmethod
     def decode(self, tokens: Tensor) -> Tensor:
-        """Chunks (B, K * A) that the latest weights predict from tokens (B, ...)."""
+        """Chunks (B, K * A) that the latest weights predict from tokens."""
 
     @staged("evaluation")
     def score(self, row: JsonDict) -> None:

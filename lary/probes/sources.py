@@ -38,7 +38,7 @@ CUDA_SHARE = 0.2
 
 
 class LatentView:
-    """A `LatentSource` whose rows (B,) a function reads, perhaps with another `dim` or `count`."""
+    """A `LatentSource` whose rows (B,) a function reads, maybe of another `dim` or `count`."""
 
     def __init__(
         self, source: LatentSource, read: Callable[[Ints], Tokens], dim: int | None = None, count: int | None = None
@@ -198,7 +198,7 @@ def class_weights(labels: Ints) -> Doubles:
 
 
 def balanced_indices(weights: Doubles, epoch: int, seed: int = 0) -> Ints:
-    """Draw the rows of an epoch (from 0): as many as there are, with replacement."""
+    """Draw as many rows as there are for an epoch (from 0), with replacement."""
     count, generator = len(weights), np.random.default_rng(seed + epoch)
     return generator.choice(count, count, p=weights / weights.sum()).astype(np.int64)
 

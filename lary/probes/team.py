@@ -67,7 +67,7 @@ class Team:
                 grad.copy_(part.view_as(grad))
 
     def collect(self, rows: Ints, values: Tensor, count: int) -> Tensor:
-        """Gather what every process computed for its rows, (m, ...) -> (count, ...)."""
+        """Gather what all processes computed for their rows, (m, ...) -> (count, ...)."""
         if self.size == 1:
             return values
         from accelerate.utils import gather_object

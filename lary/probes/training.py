@@ -40,9 +40,9 @@ STATE_SHARE = 0.05
 class Session:
     """Surroundings of a training: protocol, seed, device, folder and so on.
 
-    `identity` names latents and options; without one no state is kept to
-    resume from. `tracker` is what `tracking` yields. `spent` collects seconds
-    by stage: those of `staged` methods, and of each wait for latents.
+    `identity` names latents and options; without one no state is kept.
+    `tracker` is what `tracking` yields. `spent` collects seconds by stage:
+    those of `staged` methods, and of each wait for latents.
     """
 
     protocol: BenchmarkProtocol
@@ -174,7 +174,7 @@ class Training(ABC):
 
     @staged("saving")
     def keep(self, built: Sequence[Any], *, last: bool) -> None:
-        """Save weights and state if these are the `last`, or enough time has passed."""
+        """Save weights and state, if they are the `last` or enough time has passed."""
         started = time.monotonic()
         due = self._state and self._cost <= STATE_SHARE * (started - self._written)
         if not self.team.leads or not (due or last):
@@ -227,7 +227,7 @@ class Training(ABC):
             self.advance(count)
 
     def autocast(self, *, scoring: bool = False) -> torch.autocast:
-        """The context of forward passes; scoring in bfloat16 is for CUDA, and not published."""
+        """The context of forward passes; scoring in bfloat16 is for CUDA and ``corrected``."""
         kind, half = self.device.partition(":")[0], self.session.precision == "bf16"
         if scoring:
             half = half and kind == "cuda" and self.corrected
@@ -252,7 +252,7 @@ class Training(ABC):
 
 
 def _plain(value: Any) -> Any:
-    """Part of an identity as JSON; latents by shape, since the session names them."""
+    """Part of an identity as JSON; latents, which the session names, by shape."""
     if isinstance(value, np.ndarray):
         return digest(value.tobytes())
     return vars(value) if is_dataclass(value) else list(value.shape)
@@ -269,10 +269,7 @@ def has_bfloat16(device: str) -> bool:
 
 
 def chosen_precision(preset: bool, session: Session) -> str:
-    """The precision of a training: the session's, or else the fastest that costs no score.
-
-    `preset`: the preset is for bfloat16.
-    """
+    """The session's precision, or else the fastest that costs no score; `preset`: it is for bfloat16."""
     if session.precision or (preset and has_bfloat16(session.device)):
         return session.precision or "bf16"
     fast = session.device.startswith("cuda") and session.protocol == "corrected"

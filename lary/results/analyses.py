@@ -9,7 +9,6 @@ with the paper's numbers as open marks.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,19 +42,8 @@ OCCURRING = "train > 0 and validation > 0"
 """Which rows of a table of classes have an F1."""
 
 
-@dataclass(frozen=True)
-class Analysis:
-    """The files of one or several analyses, and what they left out and why, in sentences."""
-
-    files: tuple[Path, ...]
-    left_out: tuple[str, ...] = ()
-
-    def text(self) -> str:
-        return "\n".join([*map(str, self.files), *(f"left out: {reason}" for reason in self.left_out)])
-
-
-def make_analysis(kind: AnalysisKind, config: AnalyzeConfig, settings: Settings) -> Analysis:
-    """Run one analysis, or every one that the runs allow.
+def make_analysis(kind: AnalysisKind, config: AnalyzeConfig, settings: Settings) -> tuple[list[Path], list[str]]:
+    """Run one analysis, or every one that the runs allow; returns their files, and what is left out and why.
 
     Raises UsageError for a model, data set, sample or episode that isn't there, LaryError
     where nothing can be made of the runs.
@@ -78,7 +66,7 @@ def make_analysis(kind: AnalysisKind, config: AnalyzeConfig, settings: Settings)
         left_out += [f"{name}: {own}" for own in found if isinstance(own, str)]
     if not files:
         raise LaryError("No analysis can be made of these runs:\n  " + "\n  ".join(left_out))
-    return Analysis(tuple(files), tuple(left_out))
+    return files, left_out
 
 
 def _chosen_runs(config: AnalyzeConfig, settings: Settings) -> tuple[FinishedRun, ...]:
@@ -185,7 +173,7 @@ def human_robot_gap(context: Context) -> Found:
 def _write_gap(
     context: Context, people: Sequence[FinishedRun], robots: Sequence[FinishedRun], shared: list[str]
 ) -> Found:
-    """A map of the gaps, a model per row and a class per column, by rising mean gap."""
+    """A map of the gaps, models in rows and classes in columns, by rising mean gap."""
     from pandas import DataFrame
 
     human, robot, first = context.config.human, context.config.robot, people[0]

@@ -99,7 +99,7 @@ class Comparison:
 
 
 def open_scored(place: str | Path, role: str = "seen") -> ScoredRun:
-    """A finished run and its scores. Raises UsageError or LaryError if a file is missing."""
+    """A finished run and its scores. Raises UsageError, LaryError for a missing file."""
     run = finished_run(as_path(place))
     return ScoredRun(run.folder, run.result, scores=read_arrays(SampleScores, run, role))
 
@@ -138,7 +138,7 @@ def _check_alike(first: FinishedRun, other: FinishedRun) -> None:
 
 
 def paired_difference(first: ScoredRun, other: ScoredRun, seed: int = 0) -> Difference:
-    """One comparison, its p value uncorrected. Raises LaryError if the runs share no sample."""
+    """One comparison, with p uncorrected. Raises LaryError if the runs share no sample."""
     names, rows, theirs = np.intersect1d(first.scores.ids, other.scores.ids, return_indices=True)
     if not len(names):
         raise LaryError(f"{first.folder} and {other.folder} share no sample: they were scored on different tables.")
@@ -162,8 +162,7 @@ def load_results(folder: str | Path) -> DataFrame:
     """One row per run below a folder and way of choosing head and epoch.
 
     A metric has its value and with ``_low`` and ``_high`` the ends of its 95 % interval, NaN
-    where a run lacks it. Unreadable files are left out with a warning. Raises UsageError
-    where there is no such folder.
+    where a run lacks it. Unreadable files are left out with a warning. Raises UsageError without the folder.
     """
     from pandas import DataFrame
 

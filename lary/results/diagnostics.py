@@ -25,13 +25,13 @@ from lary.settings import Settings
 from lary.types import JsonDict
 
 DEAD = 1e-6
-"""A channel is dead if its deviation is below this share of its mean (of 1 for means below)."""
+"""A channel is dead if its deviation is below this share of its mean, or of 1."""
 PIECE = 8192
 """Tokens that are brought to float64 at once."""
 
 
 class Scatter:
-    """Mean and scatter (D, D) of rows that come in batches (Chan, Golub and LeVeque 1979)."""
+    """Mean and scatter (D, D) of rows in batches (Chan, Golub and LeVeque 1979)."""
 
     def __init__(self, dim: int) -> None:
         self.count = 0
@@ -85,7 +85,7 @@ def diagnosis_text(found: Mapping[str, Any]) -> str:
 
 
 def diagnose_split(config: DiagnoseConfig, settings: Settings) -> tuple[JsonDict, Path]:
-    """Diagnose the latents of a split and write the numbers as JSON; returns them and the file.
+    """Diagnose the latents of a split; returns the numbers and their JSON file.
 
     Raises UsageError without latents, LaryError for one that can't be read or isn't finite.
     """

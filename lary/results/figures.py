@@ -32,7 +32,7 @@ Chunk = tuple[str, Doubles, Doubles]
 
 INK, LIGHT = "#222222", "#c8c8c8"
 BLUE, VERMILION = "#0072B2", "#D55E00"
-"""Colours of Okabe and Ito, told apart with every common colour vision deficiency."""
+"""Colours of Okabe and Ito, for every common colour vision."""
 STYLE = Path(__file__).with_suffix(".mplstyle")
 NO_DATES: dict[Format, Any] = {
     "svg": {"Date": None, "Creator": None},
@@ -67,7 +67,7 @@ def render(figure: Figure, format: Format) -> bytes:
 
 @contextmanager
 def panels(titles: Sequence[str], *, up: str, across: str = "") -> Iterator[tuple[Figure, list[Any]]]:
-    """A figure and its panels, one per title, in up to four columns with shared heights."""
+    """A figure and its panels, one per title, in up to four columns."""
     columns = min(len(titles), 4)
     rows = -(-len(titles) // columns)
     with new_figure(max(2.6 * columns, 5.2), 1.3 + 2.2 * rows) as figure:
@@ -85,7 +85,7 @@ def panels(titles: Sequence[str], *, up: str, across: str = "") -> Iterator[tupl
 
 
 def finish(figure: Figure, axes: Any, title: str) -> None:
-    """Add a title over the panels of a figure and a legend from the marks of one."""
+    """Add a title to a figure, and a legend of the marks of one panel."""
     marks = {name: mark for mark, name in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=9.5, wrap="$" not in title)
@@ -179,13 +179,13 @@ def _trajectory(chunk: Chunk, dims: Sequence[str], units: Sequence[str]) -> Iter
 
 
 Found = Iterator[Path | str]
-"""What an analysis makes: files that it wrote, and sentences on what it left out."""
+"""Files that an analysis wrote, and sentences on what it left out."""
 Files = list[Path | str]
 
 
 @dataclass(frozen=True)
 class Context:
-    """What every analysis gets: the runs, where to write, the options and the settings."""
+    """What every analysis gets."""
 
     runs: tuple[FinishedRun, ...]
     out: Path
@@ -201,7 +201,7 @@ class Context:
         return found
 
     def write(self, stem: str, figure: Figure, table: DataFrame, run: FinishedRun, **facts: Any) -> Files:
-        """Write a figure as PNG and SVG, its data as CSV, data and facts as JSON; returns the files.
+        """Write a figure as PNG and SVG, its data as CSV and with facts as JSON; returns the files.
 
         All runs in the figure have the settings of `run`.
         """
@@ -218,7 +218,7 @@ class Context:
 
 
 def grouped(runs: Sequence[FinishedRun]) -> dict[tuple[str, ...], list[FinishedRun]]:
-    """Runs by data set and settings; of several of one label, the latest counts."""
+    """Runs by data set and settings; of equal labels, the latest counts."""
     ordered = sorted(runs, key=lambda run: (run.result.created, run.folder))
     latest = {(run.result.dataset.name, *run.settings, run.result.label): run for run in ordered}
     groups = groupby(sorted(latest), key=lambda key: key[:-1])

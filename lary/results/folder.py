@@ -79,7 +79,7 @@ def writing(
 
 
 def settle(folder: Path) -> None:
-    """Complete a publication that was interrupted. Raises LaryError as `writing` does."""
+    """Complete an interrupted publication. Raises LaryError as `writing` does."""
     if (folder / WORK / FILE_NAME).is_file():
         with locked(folder):
             _move(folder)
@@ -117,7 +117,7 @@ def _move(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run: its folder, its result, and its number among those that were found."""
+    """A finished run, with its number among those that were found."""
 
     folder: Path
     result: EvalResult
@@ -171,7 +171,7 @@ def choice_of(result: EvalResult) -> str:
 
 
 def finished_run(place: Path) -> FinishedRun:
-    """A finished run from its folder or its ``result.json``. Raises UsageError without one."""
+    """The run of a folder or ``result.json``. Raises UsageError without one."""
     folder = place.parent if place.name == FILE_NAME else place
     if not (folder / FILE_NAME).exists():
         raise UsageError(f"{folder} holds no {FILE_NAME}: name the folder of a finished run, below $LARY_LOG_DIR.")

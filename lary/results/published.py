@@ -18,14 +18,14 @@ from lary.files import atomic_write, csv_text, write_bytes, write_json, write_te
 from lary.probes import outcome as metrics
 from lary.probes.outcome import ClassificationOutcome, RegressionOutcome, SplitOutcome, headline
 from lary.results import figures
-from lary.results.folder import FinishedRun
+from lary.results.folder import AGAIN, FinishedRun
 from lary.results.record import Example
 from lary.types import LaryError
 
 PREDICTIONS, ACTIONS = "predictions.npz", "actions.npz"
 TOP_K = 5
 EXAMPLE_QUANTILES = (0.1, 0.5, 0.9)
-"""Ranks of the errors whose chunks are shown: a good one, the median, a bad one."""
+"""Ranks of the errors whose chunks are shown: good, median, bad."""
 
 Frames = Callable[[int], Pixels]
 """From a row of the seen split to its frames, (T, H, W, 3) uint8 RGB."""
@@ -73,7 +73,7 @@ def best_result(outcome: RegressionOutcome) -> dict[str, float]:
 def write_regression_files(
     folder: Path, outcome: RegressionOutcome, frames: Frames | None = None, units: Sequence[str] = ()
 ) -> tuple[str, ...]:
-    """Write the files of a regression for its headline selection; returns their relative names.
+    """Write the files of a regression for its headline selection; returns their names.
 
     The pictures show the samples of `example_rows` on the seen split; without `frames`
     only their trajectories.
@@ -115,7 +115,7 @@ def example_rows(split: SplitOutcome) -> list[tuple[int, float, float]]:
 
 
 def examples_of(split: SplitOutcome, files: Iterable[str]) -> Iterator[Example]:
-    """The chunks of `example_rows` in physical units, with the pictures among `files`."""
+    """The chunks of `example_rows`, with the pictures among `files`."""
     chunks = chunks_of(split)
     for index, (row, quantile, error) in enumerate(example_rows(split)):
         predicted, true = (
@@ -187,7 +187,7 @@ def action_scores(runs: Sequence[RegressionOutcome]) -> dict[str, SampleScores]:
 
 
 def answers_of(runs: Sequence[ClassificationOutcome]) -> dict[str, Array]:
-    """The ``classes`` (L,), and of the split seen: ``labels`` (n,), and by selection the answers of all seeds.
+    """The ``classes`` (L,), and of the split seen ``labels`` (n,) and the answers of all seeds.
 
     ``best_<selection>`` (S, n, `TOP_K`) are the best classes from 0,
     ``logits_<selection>`` their scores.
@@ -226,7 +226,7 @@ def _write_arrays(file: Path, tables: Mapping[str, SampleScores | Chunks], **mor
 
 
 def read_arrays(kind: type[Arrays], run: FinishedRun, role: str = "seen") -> Arrays:
-    """The scores or chunks of one role. Raises LaryError if they are missing or torn."""
+    """The scores or chunks of a role. Raises LaryError if they are missing or torn."""
     name, parts = PREDICTIONS if kind is SampleScores else ACTIONS, [part.name for part in fields(kind)]
     file = run.folder / name
     if not file.is_file():
@@ -236,6 +236,6 @@ def read_arrays(kind: type[Arrays], run: FinishedRun, role: str = "seen") -> Arr
     except KeyError:
         raise LaryError(f"{file} has no {parts[-1]} of the split '{role}'.") from None
     except (OSError, ValueError) as error:
-        raise LaryError(f"{file} can't be read: {error}. Run the probe again with --overwrite.") from error
+        raise LaryError(f"{file} can't be read: {error}. {AGAIN}") from error
     values: list[Any] = [tuple(map(str, own)) if own.dtype.kind == "U" else own.astype(np.float32) for own in found]
     return kind(*values)

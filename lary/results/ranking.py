@@ -35,7 +35,7 @@ class Row:
 
 
 def pooled_rows(runs: Iterable[FinishedRun]) -> list[Row]:
-    """The rows of runs; those of a single seed that differ in nothing else share one."""
+    """The rows of runs; those that differ in a single seed alone share one."""
     found: dict[Any, list[FinishedRun]] = {}
     copies: Counter[Any] = Counter()
     for run in runs:
@@ -76,7 +76,7 @@ def _pooled(runs: Sequence[FinishedRun]) -> Row:
 
 
 def ranked(rows: Iterable[Row], primary: str) -> list[Row]:
-    """The rows, best first; models and baselines get a rank, one more than the number of better ones.
+    """The rows, best first, with ranks of models and baselines: one more than there are better ones.
 
     The best of them is chosen from the same numbers that it is compared by, so
     p is corrected by Holm (1979) for all pairs of tested rows; those without

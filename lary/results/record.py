@@ -46,7 +46,7 @@ class Metric(Strict):
 
     @property
     def scale(self) -> float:
-        """What the value is multiplied with where it is printed: 100 for a fraction, else 1."""
+        """What a printed value is multiplied with: 100 for a fraction, else 1."""
         return 100.0 if self.unit == "fraction" else 1.0
 
     @property
@@ -72,7 +72,7 @@ class Metric(Strict):
         return f"{number(self.value, self.unit)} {self.bounds or why}".rstrip()
 
     def reading(self, p: float | None = None) -> Literal["", "even", "better", "worse"]:
-        """What a difference says of a run, by its corrected p or else its interval."""
+        """What a difference says of a run, by its p or else its interval."""
         if self.low is None and p is None:
             return ""
         around = self.low is not None and self.high is not None and self.low <= 0 <= self.high
@@ -82,7 +82,7 @@ class Metric(Strict):
 
 
 def number(value: float, unit: str = "none") -> str:
-    """A number as it is printed: per cent and degrees with one decimal, others with three."""
+    """A number for a text: per cent and degrees with one decimal, others with three."""
     if unit in ("fraction", "degrees"):
         return f"{100 * value if unit == 'fraction' else value:.1f}"
     return f"{value:.3f}" if 0.0005 <= abs(value) < 1000 or value == 0 else f"{value:.3g}"
@@ -312,7 +312,7 @@ class EvalResult(RunFacts):
 
     @property
     def label(self) -> str:
-        """The model's name, with what sets this run apart from the usual one of its kind."""
+        """The model's name, with what sets this run apart from usual ones."""
         parts = [f"{self.probe} probe"] if self.probe not in USUAL_PROBES else []
         parts += [f"{k} {v}" for k, v in self.options_given.items() if k in OF_LATENTS and v is not None]
         parts += [f"{RANDOM} weights"] if self.model.revision == RANDOM else []
@@ -337,7 +337,7 @@ class EvalResult(RunFacts):
 
 
 def schema_text() -> str:
-    """JSON Schema of result.json, draft 2020-12, as the file in the documentation has it."""
+    """JSON Schema of result.json, draft 2020-12, as in the documentation."""
     import yaml
 
     found = EvalResult.model_json_schema(mode="serialization")
@@ -356,7 +356,7 @@ def write_result(path: Path, result: EvalResult) -> None:
 
 
 def seal_holds(data: bytes) -> bool:
-    """Whether the bytes of a result.json are those that were written; no seal does not hold."""
+    """Whether the bytes of a result.json are those that were written and sealed."""
     found = SEAL.search(data)
     return found is not None and found[1].decode() == hashlib.sha256(data.replace(found[1], b"", 1)).hexdigest()
 

@@ -43,8 +43,7 @@ PAPER = {"protocol": "paper", "preset": "paper", "actions": "absolute", "probe":
 def write_report(folder: str | Path, target: str | Path | None = None) -> Path:
     """Write the report of all results below `folder` to ``report.html`` in it or `target`.
 
-    Returns where; the details of many runs are in files
-    beside it. Raises UsageError where there is no folder or no result in it.
+    Returns where; the details of many runs are in files beside it. Raises UsageError without a folder or a result.
     """
     folder = as_path(folder)
     runs, broken = find_results(folder)
@@ -200,7 +199,7 @@ def paper_scores(result: EvalResult) -> dict[str, Metric]:
 
 
 def published_score(result: EvalResult) -> Metric | None:
-    """The paper's number for the same model, data set and kind of probe, where it has one."""
+    """The paper's number for the model, data set and kind of probe, if any."""
     if result.action_mode == "relative" or result.dataset.split_set or result.label != result.model.name:
         return None
     return paper_scores(result).get(result.model.name)

@@ -61,7 +61,7 @@ def attention_maps(context: Context) -> Found:
 
 
 def _write_maps(run: FinishedRun, context: Context, known: dict[str, None]) -> Files:
-    """The figure and data of one run; the names of its samples are added to `known`."""
+    """The figure and data of a run; adds the names of its samples to `known`."""
     from pandas import DataFrame, MultiIndex
 
     from lary.probes.nets import attend, load_heads
@@ -236,7 +236,7 @@ def chosen_episodes(chunks: Chunks, wanted: Sequence[str], count: int) -> list[s
 
 
 def rows_of_episode(chunks: Chunks, name: str) -> tuple[list[int], list[int], bool]:
-    """Rows of an episode by frame, their first frames, and whether names tell these."""
+    """Rows of an episode by frame, their first frames, and whether these are known."""
     rows = [row for row, group in enumerate(chunks.groups) if group == name]
     numbers = [NUMBER.findall(PurePosixPath(chunks.media[row]).stem) for row in rows]
     frames = [int(found[-1]) if found else -1 for found in numbers]
@@ -246,7 +246,7 @@ def rows_of_episode(chunks: Chunks, name: str) -> tuple[list[int], list[int], bo
 
 
 def _write_episodes(context: Context, run: FinishedRun, chunks: Chunks, episodes: Sequence[str]) -> Files:
-    """Draw dimensions in rows and episodes in columns; a delta marks relative actions.
+    """Draw dimensions in rows, episodes in columns; a delta marks relative actions.
 
     The table has a row per episode, sample, step and dimension.
     """

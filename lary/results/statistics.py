@@ -21,14 +21,14 @@ Part = tuple[float, Doubles]
 
 MIN_CLUSTERS = 6
 MAX_CLUSTERS = 1024
-"""More clusters are bundled at random into this many, which bounds memory and time."""
+"""More clusters are bundled at random into this many."""
 EXACT_CLUSTERS = 12
 """Up to this many clusters, p values are those of all 2^G changes of sign."""
 LEVEL = 0.95
 SKEWNESS = 1.5
-"""Skewness that errors of clusters are taken to have: few clusters never show their own."""
+"""Assumed skewness of errors of clusters: few clusters never show their own."""
 LONGEST = 3.2
-"""Most standard errors that an end is moved away by the correction for skewness."""
+"""Most standard errors that the correction for skewness moves an end away."""
 MORE_ERRORS = 2.5
 """Most times the rate of errors that the upper end reaches, beside `NO_ERRORS`."""
 NO_ERRORS = 3.9
@@ -159,7 +159,7 @@ def error_columns(prediction: npt.ArrayLike, target: npt.ArrayLike) -> Doubles:
 
 
 def cluster_index(groups: Sequence[str], seed: int = 0) -> Ints:
-    """The cluster of every sample from its group name, (n,), at most `MAX_CLUSTERS` of them."""
+    """The cluster of every sample from its group name, (n,), at most `MAX_CLUSTERS`."""
     names, index = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     bundles = np.arange(len(names))
     if len(names) > MAX_CLUSTERS:
@@ -321,8 +321,7 @@ def p_value(parts: Sequence[Part]) -> float:
     """Two-sided p of no difference, from sums (S, G, 2) of each run; NaN on too few clusters.
 
     It is that of Student's t, and never below that of the exact test which
-    changes the signs of whole clusters (Fisher 1935): with G clusters it is at
-    least 2^(1 - G).
+    changes the signs of whole clusters (Fisher 1935), at least 2^(1 - G).
     """
     found = spread_of(parts)
     reason, value = found.reason(0), abs(float(found.value[0]))
@@ -338,10 +337,9 @@ def p_value(parts: Sequence[Part]) -> float:
 
 
 def sign_p(differences: Doubles) -> float:
-    """Share of the changes of sign of differences (G,) whose sum is as far from zero as theirs.
+    """Share of the changes of sign of differences (G,) with a sum as far from zero.
 
-    With more than `EXACT_CLUSTERS` of them it is the least that such a test
-    can show.
+    With more than `EXACT_CLUSTERS` it is the least that such a test can show.
     """
     if len(differences) > EXACT_CLUSTERS:
         return float(2.0 ** (1 - len(differences)))

@@ -69,7 +69,7 @@ def export_runs(places: Sequence[Path], out: Path, *, predictions: bool = True) 
 
 
 def portable(result: EvalResult, arrays: dict[str, bytes]) -> EvalResult:
-    """A result that names no path of a machine, and no file but the arrays that go with it."""
+    """A result that names no path of a machine, and no file but its arrays."""
     data = result.model_dump(mode="json")
     for name in ("options_given", "provenance", "model", "warnings", "extra"):
         data[name] = _without_paths(data[name])
@@ -91,7 +91,7 @@ def _without_paths(value: Any) -> Any:
 
 
 def build_board(folder: Path, out: Path) -> tuple[str, int]:
-    """Check the submissions of a folder, and write the site of the sound ones into `out`.
+    """Check the submissions of a folder, and write a site of the sound ones to `out`.
 
     Returns a table for a terminal and how many are refused. Raises UsageError without any.
     """
@@ -121,7 +121,7 @@ def build_board(folder: Path, out: Path) -> tuple[str, int]:
 
 
 def checked_runs(folder: Path) -> tuple[list[FinishedRun], int]:
-    """The runs of an unpacked submission, and how many arrays confirm. Raises LaryError."""
+    """The runs of a submission, and how many have arrays. Raises LaryError."""
     facts = read_json(folder / MANIFEST, "submission")
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise LaryError(f"{folder / MANIFEST} is no submission of format {FORMAT}: export it again.")

@@ -207,7 +207,7 @@ class _Predicted:
         return scores
 
     def parts(self, parts: Mapping[str, tuple[int, ...]], units: Sequence[str]) -> Iterator[JsonDict]:
-        """A row for each part of an action, such as a dimension or a group of them.
+        """A row for each part of an action: a dimension, or a group of them.
 
         In physical units, too, where the dimensions of the part share one.
         """
@@ -273,10 +273,8 @@ def regression_result(
 ) -> EvalResult:
     """The record of a regression: MSE and R2 with intervals, tables, controls, examples.
 
-    Units come from `facts.dataset.units`, pictures from `facts.files`.
-    `others` are probes with further seeds. `orientations` are for absolute
-    actions. Raises LaryError where a split is empty or predictions aren't
-    finite.
+    `others` are probes with further seeds. `orientations` are for absolute actions.
+    Raises LaryError where a split is empty or predictions aren't finite.
     """
     runs, seen, units = (outcome, *others), outcome.splits["seen"], facts.dataset.units
     first = headline(seen.selections)

@@ -27,7 +27,7 @@ LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textascii
 
 @dataclass
 class Board:
-    """One table: `cells` by row and column; the lowest rank of a column is the best."""
+    """One table, its `cells` by row and column."""
 
     caption: str
     columns: list[str] = field(default_factory=list)

@@ -33,7 +33,7 @@ Not recomputed: intervals, p values, losses, controls, rows by class, dimension 
 def verify_run(place: Path) -> tuple[str, list[str]]:
     """The metrics of a finished run and what was found, for a terminal; and what of it is wrong.
 
-    Raises UsageError where there is no run, LaryError for a result that can't be read.
+    Raises UsageError without a run, LaryError for an unreadable result.
     """
     run = finished_run(place)
     data, wrong, lacks = (run.folder / FILE_NAME).read_bytes(), [*_wrong_files(run)], []

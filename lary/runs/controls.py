@@ -82,7 +82,7 @@ def run_controls(config: ControlsConfig, settings: Settings) -> ControlReport:
 
 
 def plan(config: ControlsConfig, model: ModelSpec, own: EvalResult) -> list[tuple[ModelSpec, JsonDict]]:
-    """The models to run besides the model's own run, and the options that differ."""
+    """The models to run besides the own run, and the options that differ."""
     found: list[tuple[ModelSpec, JsonDict]] = [(model, {"control": control}) for control in CONTROLS]
     if own.model.dim is not None and config.project < own.model.dim:
         found.append((model, {"project": config.project}))
@@ -95,7 +95,7 @@ def plan(config: ControlsConfig, model: ModelSpec, own: EvalResult) -> list[tupl
 def run_one(
     config: ControlsConfig, settings: Settings, splits: Sequence[str], model: ModelSpec, **changes: Any
 ) -> ProbeRun:
-    """One probe run, with the latents that it needs; baselines have one kind of latent."""
+    """One probe run with its latents; baselines have one kind of latent."""
     given = vars(config) | {"model": model.name, "project": None}
     if model.name != config.model:
         given |= dict.fromkeys((*CHOICES, "name"))

@@ -51,7 +51,7 @@ Found = TypeVar("Found")
 
 
 class StopRequest:
-    """A first Ctrl-C ends the run after the current units, a second one at once."""
+    """A first Ctrl-C ends the run after current units, a second one at once."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -133,7 +133,7 @@ class UnitWorker:
 
 
 def check_shared(job: Job) -> None:
-    """Check that this machine sees the files that the driver sees. Raises LaryError."""
+    """Check that this machine sees the driver's files. Raises LaryError."""
     import socket
 
     assert job.store is not None
@@ -145,7 +145,7 @@ def check_shared(job: Job) -> None:
 
 
 def in_tasks(units: Sequence[Unit], workers: int) -> list[Task]:
-    """Units in groups of many rows, and yet several groups for each worker."""
+    """Units in groups of many rows, but several for each worker."""
     rows = sum(len(unit.rows) for unit in units)
     together = max(1, min(TASK_ROWS * len(units) // rows, len(units) // (TASKS_EACH * workers)))
     return [tuple(units[start : start + together]) for start in range(0, len(units), together)]
@@ -192,7 +192,7 @@ def run_processes(
 
 
 def unit_worker(packed: str, device: str) -> Callable[[Question], Answer]:
-    """Make the answers of a process on one device; `packed` is its parent's pickled job."""
+    """Make the answers of a process on a device; `packed` is its parent's pickled job."""
     worker = UnitWorker(pickle.loads(base64.b64decode(packed)), device)  # noqa: S301 (packed by the parent process)
 
     def answer(question: Question) -> Answer:
@@ -242,7 +242,7 @@ class LastingActor:
         self._ray, self._start, self._actor, self._closed = ray, start, start(), False
 
     def run(self, task: Task) -> list[Any]:
-        """Do a task. Raises ray's errors: of the task, or the last one of `TRIES` dead actors."""
+        """Do a task. Raises ray's error of the task, or of the last of `TRIES` dead actors."""
         tries = 0
         while True:
             tries += 1

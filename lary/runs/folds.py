@@ -22,7 +22,7 @@ from lary.types import LatentSource, UsageError
 
 
 def fold_rows(count: int, groups: Sequence[str] | Array, labels: Ints | None) -> list[Ints]:
-    """The rows of each fold, which are the same for all models and seeds. Raises UsageError."""
+    """The rows of each fold, the same for all models and seeds. Raises UsageError."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     if count > (total := len(set(groups))):
@@ -52,7 +52,7 @@ def joined_latents(first: LatentSource, second: LatentSource, chosen: Ints) -> L
 
 
 def joined(parts: Sequence[Any]) -> Any:
-    """The outcomes of all folds as one: samples one behind another, all else of the first."""
+    """The outcomes of folds as one: samples one behind another, all else of the first."""
     first = parts[0]
     if isinstance(first, np.ndarray):
         return np.concatenate(parts)

@@ -51,7 +51,7 @@ def run_probe(config: ProbeConfig, settings: Settings) -> ProbeRun:
     """Train and score the probe of the options, unless that is done.
 
     Raises UsageError for contradicting options, missing latents or another result; LaryError for
-    unreadable latents or actions, or a training that diverged.
+    unreadable files, or a training that diverged.
     """
     from lary.probes.team import Team, launch
 
@@ -116,7 +116,7 @@ def probe_command(config: ProbeConfig, settings: Settings) -> list[str]:
 
 
 def inputs_of(task: Task) -> tuple[NamedDigest, ...]:
-    """Digests of what decides a run: options, tables, latents, targets and statistics."""
+    """Digests of what decides a run."""
     task.read_targets()
     options = json.dumps(deciding_options(task.config), sort_keys=True)
     found = {"options": digest(options)}
@@ -132,7 +132,7 @@ def inputs_of(task: Task) -> tuple[NamedDigest, ...]:
 
 
 def finished(folder: Path, task: Task) -> EvalResult | None:
-    """The result of this run if it is done. Raises UsageError for that of other inputs."""
+    """The result of a run that is done. Raises UsageError for one of other inputs."""
     settle(folder)
     file = folder / FILE_NAME
     if task.config.overwrite or not file.exists():
@@ -224,7 +224,7 @@ def train_and_write(task: Task, team: Team, device: str) -> None:
 
 
 def run_facts(task: Task, inputs: tuple[NamedDigest, ...], devices: Sequence[str]) -> JsonDict:
-    """The fields of `RunFacts` that are known about a run without its outcome."""
+    """The fields of `RunFacts` that are known without an outcome."""
     config, data, model, train = task.config, task.dataset, task.model, task.splits["train"]
     splits = {split.table.split: split for split in task.splits.values()}
     tables, sizes, timings = {}, {}, {}
@@ -273,7 +273,7 @@ def run_facts(task: Task, inputs: tuple[NamedDigest, ...], devices: Sequence[str
 
 
 PICKED = {"attentive": "the head, in the last epoch,", "ridge": "the penalty"}
-"""What a kind of probe picks on the reported split; the other kinds pick their epoch."""
+"""What a probe picks on the reported split; other kinds pick their epoch."""
 
 
 def protocol_notes(task: Task) -> tuple[str, ...]:

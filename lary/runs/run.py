@@ -73,7 +73,7 @@ def extract_config(config: RunConfig, split: str, *, replace_latents: bool = Tru
 def run_splits(
     config: RunConfig, splits: Iterable[str], settings: Settings, *, replace_latents: bool = True
 ) -> RunReport:
-    """Extract these splits and run the probe. Raises UsageError and LaryError as `run` does.
+    """Extract these splits and run the probe. Raises as `run`.
 
     Without `replace_latents`, ``--overwrite`` is for results alone.
     """
@@ -164,7 +164,7 @@ def demo_settings(folder: Path) -> Settings:
 
 
 def demo_worker(folder: str, *command: str) -> Callable[[Question], Answer]:
-    """Make the answers of a process that does runs of the demo, begun by `command`."""
+    """Make the answers of a process of the demo, begun by `command`."""
     settings, sys.argv = demo_settings(Path(folder)), list(command)
 
     def answer(question: Question) -> Answer:

@@ -76,7 +76,7 @@ def seeds_of(config: ProbeConfig) -> tuple[int, ...]:
 
 
 def check_options(config: ProbeConfig) -> Any:
-    """Settings of the probe. Raises UsageError for options that no data can make right."""
+    """Settings of the probe. Raises UsageError for options that are wrong with any data."""
     seeds_of(config)
     frame_of(config)
     device_numbers(config.gpus or "0")
@@ -126,8 +126,7 @@ def open_splits(settings: Settings, dataset: DatasetSpec, config: ProbeConfig) -
     unseen = refs.get("unseen")
     if unseen and find_latent_table(settings, unseen) is None:
         del refs["unseen"]
-        words = unseen.model, unseen.dataset, unseen.split
-        log.info("%s has no latents of %s %s: scored without it", *words)
+        log.info("%s has no latents of %s %s: scored without it", unseen.model, unseen.dataset, unseen.split)
     splits = {role: open_latents(settings, ref) for role, ref in refs.items()}
     dim, found = getattr(config, "dim", None), splits["train"].source.shape[-1]
     if dim not in (None, found):
@@ -145,7 +144,7 @@ def check_samples(settings: Settings, split: SplitLatents, splits: Splits) -> No
     """Refuse latents of another sample or extraction than their row names. Raises LaryError.
 
     Shards were checked when opened; files of other programs name no sample. Of many rows
-    some are checked: a sorted or shifted table shows in any.
+    some are read: a sorted or shifted table shows in any.
     """
     table, advice = split.table, "Run 'lary extract' on this split again"
     entries = table.frame["la_path"].tolist()
@@ -246,7 +245,7 @@ class ProbeTask:
         return keep_in_memory(source, session.team.size)
 
     def folds(self, session: Session, targets: Array, labels: Ints | None = None) -> Iterator[Any]:
-        """Session, training split, evaluated latents, rows, samples of each fold of pooled `targets`."""
+        """Session, training split, evaluated latents, rows and samples of each fold."""
         one, two = (split.table for split in self.splits.values())
         marks = ("", "") if one.root == two.root else (f"{one.split} ", f"{two.split} ")  # equal names are two episodes
         pooled: SampleColumns = joined([columns(*each) for each in zip((one, two), marks, strict=True)])
@@ -315,7 +314,7 @@ class ActionTask(ProbeTask):
         self.failures: list[Failure] = []
 
     def read_targets(self) -> None:
-        """Read the actions, without unreadable rows, and digests of them. Raises LaryError."""
+        """Read the actions but for unreadable rows, and their digests. Raises LaryError."""
         if self.targets:
             return
         folder, mode, train = self.settings.path("DATA_DIR"), self.config.action_mode, self.splits["train"]
@@ -345,7 +344,6 @@ class ActionTask(ProbeTask):
         self.digests["statistics"] = digest(*numbers)
 
     def train(self, session: Session) -> RegressionOutcome:
-        """Train or fit the probe of one seed, and score it."""
         from lary.probes.regress import EvaluatedSplit, RegressorInputs, train_regressor
 
         names = self.actions.dims, self.actions.groups
@@ -366,7 +364,6 @@ class ActionTask(ProbeTask):
         return train_regressor(inputs, self.probe, session)
 
     def write(self, work: Path, outcomes: Sequence[RegressionOutcome], facts: JsonDict) -> EvalResult:
-        """Write the output files; returns the record of the run."""
         first, *others = outcomes
         write_failures(work / FAILURES, self.failures)
         if self.failures:
