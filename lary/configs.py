@@ -2,7 +2,7 @@
 
 They serve Python functions, the command line and sweep files. ``options.yaml``
 holds the help of every option and the box that shows it. None means that an
-option was left out: the records of the model and the data set decide.
+option was left out: records decide.
 """
 
 import functools

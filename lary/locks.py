@@ -2,8 +2,7 @@
 
 The kernel frees a process's locks when it ends, also when it is killed
 (``flock``; on NFS since version 4 also between machines). Elsewhere a file
-with the process's number is the lock, until that process is gone from this
-machine.
+with the process's number is the lock, while that process runs.
 """
 
 import errno

@@ -216,9 +216,8 @@ class Pool:
                     while len(found) < len(questions):
                         found.append(worker.answer(seconds))
                 except NoAnswer as error:
-                    # A process may also be killed from
-                    # outside, say for memory: it has a
-                    # second try, unlike one that hung.
+                    # A process may also be killed from outside, say for
+                    # memory: it has a second try, unlike one that hung.
                     if crashed == len(found) or isinstance(error, Hung):
                         found.append(error)
                     else:

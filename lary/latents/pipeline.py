@@ -127,13 +127,9 @@ def encode_units(
 ) -> Iterator[UnitReport]:
     """Read, encode and write units of rows; yields each once it is committed.
 
-    Args:
-        units: taken one at a time, while the one before is encoded.
-        advance: called with the number of rows that are completed.
-        stopped: whether to end before the next unit.
-        waits: collects the seconds for which batches are waited for.
-
-    Raises LaryError for no worker, a full disk, or an encoder's wrong output.
+    Units are taken one at a time, and none once `stopped`; `advance` gets the number of completed
+    rows, `waits` the seconds of waits for batches. Raises LaryError for no worker, a full disk, or
+    an encoder's wrong output.
     """
     assert job.store is not None
     config = job.config
@@ -229,8 +225,7 @@ class Encoding:
         """Once for each encoder, encode the first rows twice, among other ones.
 
         Both passes have the same size, because it decides how kernels round.
-        Returns the batch. Raises LaryError where tokens change by chance or
-        with the batch.
+        Raises LaryError where tokens change by chance or with the batch.
         """
         import torch
 

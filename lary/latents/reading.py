@@ -45,7 +45,6 @@ class Batch:
             could be read. `Readers` own the memory and reuse it.
         problems: why rows could not be read.
         media, shapes: `media_facts` and (T, H, W) of the others.
-        slot: index of its memory in the ring.
     """
 
     unit: int

@@ -85,7 +85,6 @@ class LatentsRef:
 
     @property
     def spec(self) -> DatasetSpec:
-        """The record of the data set. Raises UsageError for an unknown one."""
         return DATASETS.get(self.dataset)
 
     @property
@@ -208,8 +207,11 @@ def open_latents(settings: Settings, ref: LatentsRef) -> SplitLatents:
     parse_pool(ref.pooling)
     file = find_latent_table(settings, ref)
     if file is None:
-        fields = {name: own for name, own in vars(ref).items() if name not in ("pool", "control")}
-        given = [f"--{name} {value}" for name, value in fields.items() if value not in (None, "corrected")]
+        given = [
+            f"--{name} {value}"
+            for name, value in vars(ref).items()
+            if name not in ("pool", "control") and value not in (None, "corrected")
+        ]
         given += [f"--plugin {plugin}" for plugin in loaded_plugins()]
         raise UsageError(
             f"There are no latents of '{ref.model}' for {ref.dataset} {ref.split}: {ref.table(settings)} does not "

@@ -1,8 +1,8 @@
 """The latent store: identity, interface, number formats and pooling.
 
-A store is the folder of one split and one identity, described by ``store.json``:
-``npz`` writes a file per sample, ``shards`` one per unit of rows. Pooling over the
-tokens of each step: ``mean``, the class token ``cls``, or ``grid:K`` x K cells.
+A store is the folder of one split and one identity, described by ``store.json``.
+Pooling over the tokens of each step: ``mean``, the class token ``cls``, or
+``grid:K`` x K cells.
 """
 
 from __future__ import annotations
@@ -177,9 +177,8 @@ class LatentStore:
     def check_replaced(self, table: SampleTable, *, overwrite: bool) -> bool:
         """Whether there is a record of the files of rows, of which none may have been replaced.
 
-        A file is the same with its size and time, or else its content, and
-        where it is gone. Raises UsageError for another one; with `overwrite`,
-        all latents are removed.
+        A file is the same with its size and time, or else its content, and where it is gone.
+        Raises UsageError for another one; with `overwrite`, all latents are removed.
         """
         known = read_media(self.folder)
 

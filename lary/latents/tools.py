@@ -198,7 +198,6 @@ def convert_store(config: ConvertConfig, settings: Settings) -> int:
 
 
 def _copy_rows(latents: SplitLatents, new: LatentStore, lacking: set[int]) -> None:
-    """Write the rows that are `lacking` to a new store. Raises LaryError."""
     pending = [position for position, own in enumerate(latents.table) if own.row in lacking]
     with progress(len(pending), f"converting {new.folder.name}") as bar:
         for unit, members in groupby(pending, lambda position: latents.table[position].row // new.unit_rows):

@@ -112,10 +112,7 @@ class NpzStore(LatentStore):
 def header_bytes(metadata: dict[str, str], tensors: dict[str, tuple[str, tuple[int, ...]]], least: int = 0) -> bytes:
     """The header of a safetensors file: whole blocks, at least `least` bytes.
 
-    The library only writes files whose tensors are all in memory.
-
-    Args:
-        tensors: number format and shape by name, in the file's order.
+    The library only writes tensors in memory. `tensors`: number format and shape by name, in the file's order.
     """
     header: JsonDict = {"__metadata__": metadata}
     begin = 0
@@ -167,8 +164,8 @@ class ShardWriter:
     """Writes the rows of one unit; `add` may be called from several threads.
 
     Rows go straight to their places in the file, counted from the unit's first
-    row, so that memory holds no tokens. At the end rows after gaps move up.
-    The header comes last, into as much space as that of a full unit needs.
+    row, so that memory holds no tokens. At the end rows after gaps move up. The
+    header comes last, into the space that a full unit's needs.
     """
 
     def __init__(self, store: ShardStore, unit: int, handle: int) -> None:

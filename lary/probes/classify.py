@@ -206,14 +206,14 @@ class ClassifierTraining(Training):
             for name, pick in sorted(self.picks.items(), reverse=True)  # the reported one first
         }
         counts = np.bincount(inputs.train_targets, minlength=len(inputs.classes))
-        majority = np.full(len(inputs.labels), int(np.argmax(counts)), dtype=np.int64)
+        majority = np.full(len(inputs.labels), np.argmax(counts))
         return ClassificationOutcome(
             classes=inputs.classes,
             samples=inputs.samples,
             labels=inputs.labels,
             selections=selections,
             controls={"majority_class": majority},
-            train_counts=counts.astype(np.int64),
+            train_counts=counts,
             history=self.history,
             warnings=self.warnings(),
             settings=self.stated(),

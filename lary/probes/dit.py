@@ -3,8 +3,7 @@
 Keys, arithmetic and sampling are those of the published probe (arXiv
 2604.11689), which follows the action model of CogACT (arXiv 2411.19650) with
 the noise of DDPM (arXiv 2006.11239): the latents enter as one token before the
-K steps of A dimensions. Fewer steps are DDIM's (arXiv 2010.02502) without
-noise.
+K steps of A dimensions. Other numbers of steps are DDIM's (arXiv 2010.02502).
 """
 
 import functools
@@ -134,10 +133,7 @@ class _DiffusionTransformer(nn.Module):
 
 
 class ActionExpertDiT(nn.Module):
-    """Tokens (B, ...), flattened -> normalised chunk (B, K * A), step by step.
-
-    500 `sampler_steps` are DDPM as published, any other number is DDIM.
-    """
+    """Tokens (B, ...), flattened -> normalised chunk (B, K * A), step by step."""
 
     def __init__(
         self,

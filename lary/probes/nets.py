@@ -219,10 +219,7 @@ class _ResidualBlock(nn.Module):
 
 
 class ActionExpertMLP(nn.Module):
-    """Tokens (B, ...), flattened -> normalised chunk (B, K * A), step by step.
-
-    LayerNorm, Linear, ReLU, residual blocks, LayerNorm, Linear.
-    """
+    """Tokens (B, ...), flattened -> normalised chunk (B, K * A), step by step."""
 
     def __init__(
         self, input_dim: int, action_dim: int, action_steps: int, hidden_dim: int = 4096, num_blocks: int = 2

@@ -2,8 +2,7 @@
 
 An outcome has two selections: ``held_out`` (the average of the last epochs or
 of the heads, or a ridge's penalty by cross-validation) and
-``best_on_validation`` (picked on the reported split), which alone ``paper``
-has.
+``best_on_validation`` (picked on the reported split), ``paper``'s only one.
 
 Splits have n samples, L classes, and chunks of K steps and A dimensions.
 Shares are in [0, 1]; errors of actions are normalised, not in physical units.
@@ -101,7 +100,7 @@ class RegressionOutcome:
 def confusion_matrix(labels: Ints, predicted: Ints, classes: int) -> Ints:
     """Counts (L, L) int64: rows are the predicted, columns the true class."""
     cells = np.bincount(predicted * classes + labels, minlength=classes * classes)
-    return cells.reshape(classes, classes).astype(np.int64)
+    return cells.reshape(classes, classes)
 
 
 def class_statistics(confusion: Ints) -> dict[str, Array]:
@@ -110,7 +109,7 @@ def class_statistics(confusion: Ints) -> dict[str, Array]:
     precision = hits / (confusion.sum(axis=1) + EPSILON)
     recall = hits / (confusion.sum(axis=0) + EPSILON)
     f1 = 2 * precision * recall / (precision + recall + EPSILON)
-    return {"precision": precision, "recall": recall, "f1": f1, "true": confusion.sum(axis=0).astype(np.int64)}
+    return {"precision": precision, "recall": recall, "f1": f1, "true": confusion.sum(axis=0)}
 
 
 def mse(predicted: Floats, targets: Floats) -> float:

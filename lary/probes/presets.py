@@ -136,7 +136,6 @@ class ProbePreset:
     """Settings of all probes under one name, which every result states."""
 
     name: str
-    description: str
     classifier: ClassifierSettings = ClassifierSettings()
     regressor: RegressorSettings = RegressorSettings()
     dit: DitSettings = DitSettings()
@@ -161,13 +160,7 @@ class ProbePreset:
 
 PRESETS: Registry[ProbePreset] = Registry("probe preset")
 
-PRESETS.add(
-    ProbePreset(
-        name="paper",
-        description="the published widths, epochs and learning rates",
-        classifier=ClassifierSettings(bfloat16=True),
-    )
-)
+PRESETS.add(ProbePreset(name="paper", classifier=ClassifierSettings(bfloat16=True)))
 
 DEMO = (2e-2, 0.01), (7e-3, 0.4)
 BRIEF: Any = {"epochs": 20, "batch_size": 32, "lr": 1e-3, "weight_decay": 1e-2}
@@ -175,7 +168,6 @@ BRIEF: Any = {"epochs": 20, "batch_size": 32, "lr": 1e-3, "weight_decay": 1e-2}
 PRESETS.add(
     ProbePreset(
         name="demo",
-        description="narrow and short, seconds on a CPU; not comparable with published numbers",
         classifier=ClassifierSettings(
             model_dim=32,
             num_heads=4,

@@ -1,8 +1,7 @@
 """The regression probes MLP, DiT and ridge: from latents to action chunks.
 
 ``corrected`` averages the weights over the last quarter of the epochs; the
-ridge's penalty is picked by cross-validation within the training split. Beside
-it stands the published choice, by the error on the reported split. Samples
+ridge's penalty is picked by cross-validation within the training split. Samples
 have F values of tokens, chunks of (K, A).
 """
 

@@ -79,8 +79,7 @@ def finite_latents(source: LatentSource, name: Callable[[int], str]) -> LatentSo
 def reordered(source: LatentSource, control: str, seed: int) -> LatentSource:
     """Latents (P, N, D) with shuffled steps, or all steps like the first.
 
-    They need a step per frame; of other models `lary.runs.extract` changes the
-    frames.
+    They need a step per frame; of other models `lary.runs.extract` changes frames.
     """
     steps = np.tile(np.arange(source.shape[0]), (len(source), 1))
     order = np.random.default_rng(seed).permuted(steps, axis=1)
@@ -226,8 +225,7 @@ def check_memory(
             f"A probe of {weights / 1e9:.2f} billion weights on latents of shape {shape} needs "
             f"{trained / 1e9:.1f} GB for weights, gradients and moments, {batches / 1e9:.1f} GB "
             f"for batches; {device} has {free / 1e9:.1f} GB free. Pool the tokens (--pool mean), "
-            "project their channels (--project 64), take a smaller --probe-batch-size, or use a "
-            "device with more memory."
+            "project their channels (--project 64), or take a smaller --probe-batch-size."
         )
 
 

@@ -1,8 +1,7 @@
 """The processes that train a probe together, one per device.
 
 They draw the same batches and work on their share of each; the sums of their
-gradients are those of one process, up to rounding, so their number does not
-matter. Every row is scored once.
+gradients are those of one process, up to rounding. Every row is scored once.
 """
 
 import os
@@ -46,9 +45,8 @@ class Team:
 
     def dealt(self, count: int, batch: int) -> Ints:
         """Positions of `count` that this process scores: each `size`-th batch."""
-        # Whole batches: the DiT's noise goes
-        # by a row's place in its batch.
-        return np.flatnonzero(np.arange(count) // batch % self.size == self.rank).astype(np.int64)
+        # Whole batches: the DiT's noise goes by a row's place in its batch.
+        return np.flatnonzero(np.arange(count) // batch % self.size == self.rank)
 
     def add(self, tensor: Tensor) -> None:
         """Replace a tensor by its sum over all processes."""

@@ -32,7 +32,7 @@ Chunk = tuple[str, Doubles, Doubles]
 
 INK, LIGHT = "#222222", "#c8c8c8"
 BLUE, VERMILION = "#0072B2", "#D55E00"
-"""Colours of Okabe and Ito, for every common colour vision."""
+"""Colours of Okabe and Ito, which every common colour vision tells apart."""
 STYLE = Path(__file__).with_suffix(".mplstyle")
 NO_DATES: dict[Format, Any] = {
     "svg": {"Date": None, "Creator": None},

@@ -221,8 +221,7 @@ def trajectories(context: Context) -> Found:
 def chosen_episodes(chunks: Chunks, wanted: Sequence[str], count: int) -> list[str]:
     """The named episodes, or `count` of the longest ones at even ranks of their error.
 
-    Longest: with at least the median number of samples. Unknown names are
-    passed over.
+    Longest: with at least the median number of samples. Unknown names count as none.
     """
     from pandas import Series
 

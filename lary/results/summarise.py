@@ -44,7 +44,6 @@ def _metrics(scores: Scores) -> dict[str, Metric]:
 
 
 def _check_finite(values: Sequence[Array], what: str) -> None:
-    """Refuse an empty split, and numbers that aren't finite. Raises LaryError."""
     if len(values[0]) == 0:
         raise LaryError(f"No {what}: the validation split is empty.")
     if not all(np.isfinite(own).all() for own in values):

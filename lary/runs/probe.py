@@ -78,7 +78,6 @@ def run_member(config: ProbeConfig, settings: Settings, plugins: tuple[Path, ...
 
 
 def task_of(config: ProbeConfig, settings: Settings) -> Task:
-    """The run that the options are for. Raises UsageError and LaryError."""
     if isinstance(config, ClassifyConfig):
         return ClassTask(config, settings)
     return ActionTask(config, settings)

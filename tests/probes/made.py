@@ -17,7 +17,6 @@ CLASSES = ("close", "open", "pull", "push")
 KINDS = ("attentive", "mlp", "dit", "ridge")
 TINY = ProbePreset(
     name="tiny",
-    description="for tests",
     classifier=ClassifierSettings(
         model_dim=16, num_heads=2, depth=1, epochs=10, batch_size=16, standardise=True,
         heads=(HeadSettings(1e-2, 0.01), HeadSettings(5e-3, 0.1)),
