@@ -14,7 +14,7 @@ from typing import Any, cast
 
 @functools.cache
 def moved() -> dict[str, list[str]]:
-    """The old modules by name, each with the new ones that hold its names."""
+    """The old modules by name, each with the new ones of its names."""
     found: dict[str, list[str]] = json.loads(Path(__file__).with_name("moved.json").read_text(encoding="utf-8"))
     return found
 

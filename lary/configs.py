@@ -33,7 +33,7 @@ AnalysisKind = Literal["all", "frequency", "gap", "attention", "stride", "codebo
 
 Config = TypeVar("Config")
 WRITTEN = ("seeds", "gpus")
-"""Options that are text on the command line; elsewhere numbers and lists, too."""
+"""Options that are text on the command line, elsewhere numbers or lists too."""
 
 
 @functools.cache

@@ -21,7 +21,7 @@ LARGEST_JSON = 1 << 26
 """In memory, JSON takes up to 20 times its size."""
 LARGEST_FAILURES = 1 << 30
 LARGEST_YAML = 1 << 17
-"""The most bytes of a file that people write by hand: about a hundred pages."""
+"""Most bytes of a file that people write: about a hundred pages."""
 DEEPEST_YAML = 16
 ATTEMPTS = 16  # at a temporary file
 PIECE = 1 << 18
@@ -197,12 +197,12 @@ def read_limited(path: Path, limit: int) -> bytes:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """Read JSON; `what` names it in the LaryError where it is missing or broken."""
+    """Read JSON; `what` names it in the LaryError for a missing or broken one."""
     return _parsed(path, what, LARGEST_JSON, json.loads, LaryError)
 
 
 def first_error(error: Any) -> tuple[str, str]:
-    """Where a pydantic model first rejects a value (``splits.train``), and why."""
+    """Where pydantic first rejects a value (``splits.train``), and why."""
     first = error.errors()[0]
     return ".".join(map(str, first["loc"])), first["msg"]
 
@@ -228,7 +228,7 @@ def parsed(kind: type[Kind], value: Any, what: str) -> Kind:
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of a library's message, and the next where that is a heading."""
+    """The first line of a library's message; the next, too, below a heading."""
     first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     if first.endswith(":") and rest:
         first = f"{first} {rest[0]}"

@@ -25,14 +25,14 @@ SECONDS_BETWEEN_LINES = 10.0
 """Time between two lines of progress where stderr is no terminal."""
 
 QUEUED = 128
-"""Batches that threads are given at once, which bounds the results in memory."""
+"""Batches that threads get at once, which bounds the results in memory."""
 
 CGROUP = Path("/sys/fs/cgroup")
 CGROUP_FILES = (
     ("memory.max", "memory.current", "memory.stat"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
 )
-"""Files of limit, use, and details of memory, for control groups v2 and v1."""
+"""Limit, use and details of memory, for control groups v2 and v1."""
 
 CONTROL = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f]")
 """Control characters besides tab and line feed."""
@@ -51,7 +51,7 @@ REPORTED_PACKAGES = (
 
 
 def usable_cores() -> int:
-    """The number of cores that this process may use, maybe not all there are."""
+    """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -35,7 +35,7 @@ SECONDS_TO_START = 120.0
 SLICE = 1.0
 """Seconds of one wait for an answer."""
 SECONDS_PER_CHECK = 2.0
-"""How often a worker checks whether the process that started it still runs."""
+"""Seconds between checks whether the starting process still runs."""
 SECONDS_TO_STOP = 5.0
 AHEAD = 4
 """Questions of `Pool.map` that wait for each worker."""

@@ -29,11 +29,15 @@ app = App(
     default_parameter=Parameter(negative_iterable=()),
 )
 MEMORY = re.compile("failed to map|allocate memory|out of memory")
-# Function and help of every command. Its module is only imported when it is
-# called, so that help answers at once.
+# Function and help of every command and group of commands. A module is only
+# imported when one is called, so that help answers at once.
 _COMMANDS = json.loads(Path(__file__).with_name("commands.json").read_text(encoding="utf-8"))
-for name, (function, meaning) in _COMMANDS.items():
-    app.command(f"lary.cli.{function}", name=name, help=meaning)
+for words, (function, meaning) in _COMMANDS.items():
+    *group, name = words.split()
+    if function:
+        (app[group[0]] if group else app).command(f"lary.cli.{function}", name=name, help=meaning)
+    else:
+        app.command(App(name=name, help=meaning))
 app.register_install_completion_command()
 LOUDNESS = {"--quiet": "WARNING", "--verbose": "DEBUG", "--debug": "INFO"}
 """Words of every command: the level of the log."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cyclopts import App
-
 from lary import configs
 from lary.configs import Paths, add_help
 from lary.data.configs import DemoConfig, SimulateConfig
@@ -14,8 +12,6 @@ from lary.lam.configs import TrainLamConfig
 
 if TYPE_CHECKING:
     from lary.runs.probe import ProbeRun
-
-train_app = App(name="train")
 
 
 def demo(config: DemoConfig = DemoConfig()) -> int:
@@ -73,9 +69,7 @@ def controls(config: configs.ControlsConfig, paths: Paths = Paths()) -> None:
     print(paths.call("lary.runs.controls:run_controls", config).text())
 
 
-@train_app.command
 def lam(config: TrainLamConfig, paths: Paths = Paths()) -> None:
-    """Train a latent action model on pairs of frames; the same command resumes it."""
     record = paths.call("lary.lam:train_lam", config)
     print(f"{record['steps']} steps, {record['verdict']['text']}", f"Written to {config.out}", sep="\n")
 

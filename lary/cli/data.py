@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
 from lary.configs import Paths, add_help
 from lary.data import configs
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 SHOWN = 20
 """Failures that are printed; a file or report lists all of them."""
 
-data_app = App(name="data")
-
 
 def show_failures(failures: Sequence[Failure], where: str) -> int:
     for failure in failures[:SHOWN]:
@@ -34,18 +32,14 @@ def show_failures(failures: Sequence[Failure], where: str) -> int:
     return 1 if failures else 0
 
 
-@data_app.command
 def clip(config: configs.ClipConfig = configs.ClipConfig(), paths: Paths = Paths()) -> int:
-    """Cut the clips of SSv2 and EgoDex out of their recordings."""
     report = paths.call("lary.data.clips:prepare_clips", config)
     code = show_failures(report.failures, f"all in {report.listed}")
     print(f"{report.wanted} clips asked for: {report.made} made, {report.kept} kept, {len(report.failures)} failed")
     return code
 
 
-@data_app.command
 def stats(config: configs.StatsConfig, paths: Paths = Paths()) -> int:
-    """Measure the actions of a training split per robot type, for normalisation."""
     out, found = paths.call("lary.data.normalisation:write_statistics", config)
     robots, missing = found["robot_stats"], found["missing_actions"]
     for robot, entry in robots.items():
@@ -54,9 +48,7 @@ def stats(config: configs.StatsConfig, paths: Paths = Paths()) -> int:
     return 1 if missing else 0
 
 
-@data_app.command
 def relative(config: configs.RelativeConfig, paths: Paths = Paths()) -> int:
-    """Write the motion between the images of every pair."""
     report, code = paths.call("lary.data.normalisation:write_relative", config), 0
     for each in report.tables:
         code |= show_failures(each.failures, f"all in {each.listed}")
@@ -66,18 +58,14 @@ def relative(config: configs.RelativeConfig, paths: Paths = Paths()) -> int:
     return code
 
 
-@data_app.command
 def check(config: configs.CheckConfig = configs.CheckConfig(), paths: Paths = Paths()) -> int:
-    """Check that every file of the tables is there, whole, and of the right shape."""
     report, listed = paths.call("lary.data.verify:verify", config), config.output.with_suffix(".json")
     compared = f", {report.by_manifest} by the manifest" if config.manifest is not None else ""
     print(f"{report.files} files checked{compared}: {report.issues} issues, see {report.output} and {listed}")
     return 1 if report.issues else 0
 
 
-@data_app.command
 def split(table: Path, *, config: configs.SplitConfig = configs.SplitConfig(), paths: Paths = Paths()) -> None:
-    """Split a table into training and validation."""
     paths.settings()
     from lary.data.splits import write_split
 
@@ -93,9 +81,7 @@ def indices(table: Path, config: configs.IndicesConfig = configs.IndicesConfig()
     return code
 
 
-@data_app.command
 def audit(dataset: str, config: configs.AuditConfig = configs.AuditConfig(), paths: Paths = Paths()) -> int:
-    """Find what splits share, and what is odd in tables; exit code 1 on a leak."""
     from lary.data.audit import audit as work
     from lary.data.spec import DATASETS
     from lary.files import write_json, write_text
@@ -110,7 +96,6 @@ def audit(dataset: str, config: configs.AuditConfig = configs.AuditConfig(), pat
     return 1 if report.leaks else 0
 
 
-@data_app.command
 def pairs(
     source: Path,
     out: Path,
@@ -119,24 +104,19 @@ def pairs(
     stride: int = 5,
     dims: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
 ) -> int:
-    """Cut trajectories into image pairs and action chunks at a fixed stride."""
     from lary.importers.episodes import PairCut
     from lary.importers.plain import import_trajectories
 
     return show_import(import_trajectories(source, out, config, PairCut(stride), dims), config.name, out)
 
 
-@data_app.command
 def atomic(source: Path, out: Path, config: configs.AtomicConfig) -> int:
-    """Cut trajectories into atomic motions: 26 directions, open and close."""
     from lary.importers.plain import columns_cut, import_trajectories
 
     return show_import(import_trajectories(source, out, config, columns_cut(config)), config.name, out)
 
 
-@data_app.command
 def download(config: configs.DownloadConfig = configs.DownloadConfig(), paths: Paths = Paths()) -> int:
-    """Download published data sets: terms first, then files, checked and unpacked."""
     ask = input if sys.stdin is not None and sys.stdin.isatty() else None
     report = paths.call("lary.data.fetch:download", config, ask=ask)
     origin = f"{report.repository} at {report.revision}"
@@ -153,9 +133,7 @@ def download(config: configs.DownloadConfig = configs.DownloadConfig(), paths: P
     return code
 
 
-@data_app.command
 def import_lerobot(source: str, config: configs.LeRobotConfig = configs.LeRobotConfig(), paths: Paths = Paths()) -> int:
-    """Import a LeRobot data set (v2.0, v2.1, v3.0), split by episode."""
     settings = paths.settings()
     from lary.importers.lerobot import LeRobotImport
     from lary.importers.lerobot_reader import open_lerobot
@@ -165,9 +143,7 @@ def import_lerobot(source: str, config: configs.LeRobotConfig = configs.LeRobotC
     return 0 if config.preview else show_import(plan.run(), plan.name, settings.path("LARY_ROOT"))
 
 
-@data_app.command
 def import_videos(folder: Path, config: configs.VideosConfig, paths: Paths = Paths()) -> int:
-    """Import a folder of videos with a table of labels as clips, split by video."""
     settings = paths.settings()
     from lary.importers.plain import import_videos as work
 

@@ -5,16 +5,13 @@ import shutil
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
 from lary import configs
 from lary.configs import Paths, add_help
 from lary.registry import load_plugin
 from lary.settings import CONFIG_NAME, VARIABLES, init_config, set_config
 from lary.types import UsageError
-
-config_app = App(name="config")
-latents_app = App(name="latents")
 
 
 def doctor(*, paths: Paths = Paths()) -> int:
@@ -178,48 +175,34 @@ def schema(*, out: Path | None = None) -> None:
     print(schema_text(), end="") if out is None else write_text(out, schema_text())
 
 
-@latents_app.command
 def info(config: configs.LatentsConfig, paths: Paths = Paths()) -> None:
-    """Describe a store: identity, kind, rows, bytes, shape, missing samples."""
     print(paths.call("lary.latents.tools:describe_store", config))
 
 
-@latents_app.command
 def verify(config: configs.LatentsConfig, paths: Paths = Paths()) -> int:
-    """Read every row of a store: checksums, finite values; exit code 1 if one is wrong."""
     rows, problems = paths.call("lary.latents.tools:verify_store", config)
     print(*problems, f"{rows} rows read, {len(problems)} problems", sep="\n")
     return 1 if problems else 0
 
 
-@latents_app.command
 def convert(config: configs.ConvertConfig, paths: Paths = Paths()) -> None:
-    """Convert a store to the other kind, in its folder; the table then names the new files."""
     print(f"{paths.call('lary.latents.tools:convert_store', config)} rows in {config.store}")
 
 
-@latents_app.command
 def export(config: configs.LatentsConfig, *, out: Path, rows: str | None = None, paths: Paths = Paths()) -> None:
-    """Write tokens to one .npz file for other tools."""
     print(f"{out}: {paths.call('lary.latents.tools:export_latents', config, out=out, rows=rows)} samples")
 
 
-@config_app.command
 def show(*, paths: Paths = Paths()) -> None:
-    """Show every setting, its value and where that comes from."""
     for item in paths.settings().items.values():
         print(f"{item.name:24} {item.value or '-':40} {item.origin}")
 
 
-@config_app.command
 def init(file: Path = Path(CONFIG_NAME), *, overwrite: bool = False) -> None:
-    """Write a lary.yaml that lists every setting with its meaning."""
     print(f"Wrote {init_config(file, overwrite=overwrite)}")
 
 
-@config_app.command(name="set")
 def set_value(name: str, value: str, *, config: Path = Path(CONFIG_NAME)) -> None:
-    """Set one setting in lary.yaml."""
     set_config(config, name, value)
     print(f"{config}: {name} = {value}")
 

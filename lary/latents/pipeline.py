@@ -40,7 +40,7 @@ MOST_WORKERS, MOST_BESIDE = 8, 32
 WRITERS = 3
 """Least threads that write: one may wait for the disk to commit a unit."""
 ROWS_REPEATED = 2
-"""Rows that a CPU encodes twice, to see whether their tokens stay the same."""
+"""Rows that a CPU encodes twice, to see whether tokens stay the same."""
 BYTES_TOGETHER = 1 << 20
 """Bytes handed to a thread at once: waking it costs as much as a small row."""
 WAITING = 16
@@ -61,7 +61,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class UnitReport:
-    """How many rows of a committed unit got latents, and which ones failed."""
+    """How many rows of a committed unit got latents, and the others."""
 
     done: int
     failures: tuple[Failure, ...]
@@ -370,7 +370,7 @@ class OpenUnit:
 
 
 def check_space(store: LatentStore, tokens: Array, codes: Array | None, rows: int) -> None:
-    """Raise LaryError if the disk has no space for so many rows like this one."""
+    """Raise LaryError without disk space for so many rows like this one."""
     dtype, folder = store.identity.dtype, store.folder
     # The little that a container adds is left out.
     size = tokens.size * (4 if dtype == "float32" else 2)

@@ -296,7 +296,7 @@ def resolve_latents(settings: Settings, ref: LatentsRef, entries: list[str], tab
 
 
 def check_origin(store: JsonDict, table: Path, ref: LatentsRef) -> None:
-    """Raise UsageError for latents whose stamp or manifest is of another request."""
+    """Raise UsageError for latents of another request, by stamp and manifest."""
     stamp, identity = store["stamp"], store.get("identity", {})
     if store.get("key", stamp["store"]) != stamp["store"]:
         raise UsageError(f"{table} names latents of another store than {MANIFEST} beside them: extract again.")
@@ -311,7 +311,7 @@ def check_origin(store: JsonDict, table: Path, ref: LatentsRef) -> None:
 
 
 def check_format(kind: StoreKind, dtype: LatentDtype) -> None:
-    """Refuse a number format that a kind of store can't hold. Raises UsageError."""
+    """Raise UsageError for a number format that a kind of store can't hold."""
     if kind == "npz" and dtype == "bfloat16":
         raise UsageError("--dtype bfloat16: .npz files can't hold it; pass --store shards, or --dtype float16.")
 

@@ -32,7 +32,7 @@ from lary.runtime import in_threads
 from lary.types import JsonDict, LaryError, MediaError
 
 MOST_BYTES = 1 << 30
-"""Bytes that an array in an .npz may have; the benchmark's largest has 19 MB."""
+"""Most bytes of an array in an .npz; the benchmark's largest has 19 MB."""
 THREADS = 8
 
 LONGEST_END = 1 << 12
@@ -45,9 +45,9 @@ ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1, "I8": 1, "I16": 2, "I32": 
 STORED: dict[LatentDtype, str] = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
 """numpy's type by number format; bits of bfloat16 are read as uint16."""
 MOST_OPEN = 256
-"""Shards open at once: the usual limit of a process is a thousand files."""
+"""Shards open at once: a process usually has a thousand files."""
 MOST_KEPT = 1 << 26
-"""Largest memory of a batch, in bytes, that is kept for the next one."""
+"""Most bytes of a batch that are kept for the next one."""
 
 
 # One file per sample
@@ -55,7 +55,7 @@ MOST_KEPT = 1 << 26
 
 @dataclass(frozen=True)
 class Stamp:
-    """The zip comment of one file: sample id, key of the store, name of the model."""
+    """The zip comment of one file: sample id, key of the store, model."""
 
     sample: str
     store: str

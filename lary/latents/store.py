@@ -232,7 +232,7 @@ def read_manifest(folder: Path) -> JsonDict:
 
 
 def read_media(folder: Path) -> dict[str, str]:
-    """The `media_facts` of the files that rows of a store come from, by path."""
+    """The `media_facts` of the files of a store's rows, by path."""
     found: dict[str, str] = {}
     for file in sorted(folder.glob(MEDIA)):
         for line in read_limited(file, 1 << 30).decode("utf-8", "replace").split("\n")[1:]:
@@ -302,7 +302,7 @@ def parse_pool(text: str) -> tuple[str, int]:
 
 
 def check_pool(model: ModelSpec, text: str) -> None:
-    """Raise UsageError for a pooling that is none, or that the model can't offer."""
+    """Raise UsageError for no pooling, or one that the model can't offer."""
     if parse_pool(text)[0] == "cls" and not model.class_token:
         offered = ", ".join(other.name for other in MODELS if other.class_token)
         raise UsageError(f"--pool cls: '{model.name}' gives no class token; these models do: {offered}.")

@@ -51,7 +51,7 @@ class _Found:
 
 
 def _find(settings: Settings, config: LatentsConfig) -> _Found:
-    """Find the store of a split. Raises UsageError, or LaryError for its manifest."""
+    """The store of a split. Raises UsageError, or LaryError for its manifest."""
     DATASETS.get(config.dataset).split(config.split)
     folder = LatentsRef.of(config).folder(settings)
     if not folder.is_dir():

@@ -114,7 +114,7 @@ class ClassifierTraining(Training):
 
     @staged("training")
     def train_epoch(self, row: JsonDict, order: Ints) -> None:
-        """Train on `order`; adds accuracy, loss by head, 0 and None if diverged."""
+        """Train on `order`; adds accuracy and loss by head, 0 and None if diverged."""
         right, losses = np.zeros((2, len(self.networks)))
         found: list[tuple[Tensor, int]] = []
         for rows, tokens, count in self.batches(self.train, order):

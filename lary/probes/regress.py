@@ -86,7 +86,7 @@ class ActionTraining(Training):
 
     @abstractmethod
     def weights(self) -> dict[str, Tensor]:
-        """A copy of the weights of the latest epoch, in this machine's memory."""
+        """A copy of the weights of the latest epoch, on the CPU."""
 
     @abstractmethod
     def decode(self, tokens: Tensor) -> Tensor:

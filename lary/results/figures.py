@@ -42,7 +42,7 @@ NO_DATES: dict[Format, Any] = {
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 LONGEST_STEM = 200
 LABELLED_CLASSES, NUMBERED_CLASSES = 60, 15
-"""With more classes a confusion matrix has no names, and no numbers."""
+"""With more classes a confusion matrix has no names or numbers."""
 
 
 @contextmanager

@@ -328,7 +328,7 @@ class EvalResult(RunFacts):
 
     @property
     def is_control(self) -> bool:
-        """Whether this run was made for others to be compared with."""
+        """Whether this run was made for comparison with others."""
         return self.control is not None or self.project is not None or self.model.revision == RANDOM
 
     @property

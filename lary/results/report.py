@@ -24,7 +24,7 @@ from lary.types import JsonDict, LaryError, UsageError, as_path
 TEMPLATES = Path(__file__).parent / "templates"
 REPORT_NAME = "report.html"
 MOST_WHOLE = 60
-"""Runs whose details are on the page; those of more have files beside it."""
+"""Runs whose details are on the page; more have files beside it."""
 PICTURE_SIZE = 192
 PICTURE_BYTES = 20_000_000
 METRIC_NAMES = {"top1": "Top-1", "top5": "Top-5", "macro_recall": "Mean recall", "macro_f1": "Macro F1"}
@@ -206,7 +206,7 @@ def published_score(result: EvalResult) -> Metric | None:
 
 
 def published_rows(run: FinishedRun) -> tuple[list[Row], str]:
-    """Rows of the paper that a run may be compared with, or why there are none."""
+    """Rows of the paper to compare a run with, or why there are none."""
     own = zip(PAPER.items(), (*run.settings, run.result.dataset.split_set), strict=True)
     differs = [f"{name} {value}" for (name, usual), value in own if value not in ("", usual)]
     found = paper_scores(run.result).items()

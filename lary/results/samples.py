@@ -31,7 +31,7 @@ from lary.types import JsonDict, LaryError, MediaError, Sample
 
 OPACITY = 0.6
 BRIGHTEST = 99.5
-"""Percentile with the brightest colour: single peaks would darken all else."""
+"""Percentile with the brightest colour: peaks would darken all else."""
 CHECKPOINT = "latest.pt"
 NUMBER = re.compile(r"\d+")
 

@@ -33,7 +33,7 @@ Scores = dict[str, tuple[stats.Interval, int, Unit]]
 
 
 def metric(found: stats.Interval, index: int, unit: Unit) -> Metric:
-    """One value of an interval as a metric; errors and angles are better if lower."""
+    """A value of an interval as a metric; errors and angles are better if lower."""
     higher, reason = unit in ("fraction", "none"), found.reasons[index]
     ends = {"no_interval": reason} if reason else {"low": found.low[index], "high": found.high[index]}
     return Metric(value=found.value[index], unit=unit, higher_is_better=higher, **ends)

@@ -103,7 +103,7 @@ def run_one(
 
 
 def splits_of(dataset: DatasetSpec, settings: Settings, config: ControlsConfig) -> list[str]:
-    """Training and validation split; the unseen one where its latents are there."""
+    """Training and validation split; the unseen one if it has latents."""
     roles = dataset.roles(config.splits)
     ref = LatentsRef.of(config, roles.get("unseen", ""))
     if "unseen" in roles and find_latent_table(settings, ref) is None:

@@ -39,10 +39,10 @@ from lary.types import Failure, JsonDict, LaryError, UsageError
 from lary.workers import Answer, NoAnswer, Pool, Question
 
 TRIES = 3
-"""How often a task of Ray is given out whose process dies."""
+"""How often Ray gets a task whose process dies."""
 SECONDS_PER_CHECK, SECONDS_QUIET = 0.5, 30.0
 TASK_ROWS, TASKS_EACH = 1024, 4
-"""Rows of a task, which starts a pipeline; tasks of a worker at least."""
+"""Rows of a task, which starts a pipeline; least tasks of a worker."""
 
 Task = tuple[Unit, ...]
 Worker = Callable[[Task], Future[list[Any]]]
@@ -152,7 +152,7 @@ def in_tasks(units: Sequence[Unit], workers: int) -> list[Task]:
 
 
 def share_out(tasks: Sequence[Task], workers: Sequence[Worker], stop: StopRequest, advance: Advance) -> Iterator[Any]:
-    """The answers to tasks, given to whichever worker is free, until a stop."""
+    """The answers to tasks, given to free workers, until a stop."""
     waiting, idle = deque(tasks), list(workers)
     running: dict[Future[list[Any]], tuple[Worker, Task]] = {}
     while (waiting and not stop.asked) or running:

@@ -40,7 +40,7 @@ LATER = ("classes", "media", "statistics", "targets", "tokens")
 
 @dataclass(frozen=True)
 class ProbeRun:
-    """A finished run: its folder, its result, and whether it was done just now."""
+    """A finished run, and whether it was done just now."""
 
     folder: Path
     result: EvalResult

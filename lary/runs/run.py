@@ -180,7 +180,7 @@ def demo_worker(folder: str, *command: str) -> Callable[[Question], Answer]:
 
 
 def demo_models(settings: Settings) -> list[ModelSpec]:
-    """Every model without weights, and those of the demo whose weights are here."""
+    """Models without weights, and those of the demo whose weights are here."""
     found = []
     for model in MODELS:
         if model.weights is None or (model.in_demo and weights_state(model, settings.values())[0]):

@@ -207,7 +207,7 @@ def shown(split: SplitLatents, config: ProbeConfig, seed: int, *, training: bool
 
 
 def name_of(sample: Sample) -> str:
-    """A sample for a message: its id and the media that it was cut from."""
+    """A sample for a message: its id and its media."""
     return f"sample {sample.id} ({', '.join(dict.fromkeys(sample.media))})"
 
 
@@ -245,7 +245,7 @@ class ProbeTask:
         return keep_in_memory(source, session.team.size)
 
     def folds(self, session: Session, targets: Array, labels: Ints | None = None) -> Iterator[Any]:
-        """Session, training split, evaluated latents, rows and samples of each fold."""
+        """Session, training, evaluated latents, rows and samples of each fold."""
         one, two = (split.table for split in self.splits.values())
         marks = ("", "") if one.root == two.root else (f"{one.split} ", f"{two.split} ")  # equal names are two episodes
         pooled: SampleColumns = joined([columns(*each) for each in zip((one, two), marks, strict=True)])
