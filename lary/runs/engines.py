@@ -215,12 +215,12 @@ def extract_on_ray(job: Job, units: Sequence[Unit], stop: StopRequest, advance: 
         remote = ray.remote(UnitWorker).options(**options)
         shared, tasks = ray.put(replace(job, processes=processes)), in_tasks(units, count)
         try:
-            with ThreadPoolExecutor(count) as threads, contextlib.ExitStack() as stack:
+            with ThreadPoolExecutor(count + 1) as threads, contextlib.ExitStack() as stack:
                 actors = [LastingActor(ray, partial(remote.remote, shared)) for _ in range(min(count, len(tasks)))]
                 for actor in actors:
                     stack.callback(actor.close)  # else threads wait for tasks after an error or Ctrl-C
-                if not ray.wait([actor.ready() for actor in actors], timeout=SECONDS_QUIET)[0]:
-                    log.warning("Ray has no place for an actor yet; waiting")
+                ready = [actor.ready() for actor in actors]
+                threads.submit(warn_of_waiting, partial(ray.wait, ready, num_returns=len(ready)))
                 workers = [lambda task, own=actor: threads.submit(own.run, task) for actor in actors]
                 yield from share_out(tasks, workers, stop, advance)
         except ray.exceptions.RayTaskError as error:
@@ -229,6 +229,13 @@ def extract_on_ray(job: Job, units: Sequence[Unit], stop: StopRequest, advance: 
         except ray.exceptions.RayError as error:
             died = f"{TRIES} actors died on the same rows, what was done is kept"
             raise LaryError(f"{died}: {_lines(error)[0]}") from error
+
+
+def warn_of_waiting(wait: Callable[..., Any]) -> None:
+    """Say how many actors Ray has no place for after a while."""
+    started, late = wait(timeout=SECONDS_QUIET)
+    if late:
+        log.warning("Ray has no place yet for %d of %d actors; waiting", len(late), len(started) + len(late))
 
 
 class LastingActor:
