@@ -83,7 +83,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a binary stream into a file that appears once it is complete.
 
     A temporary file beside it is synced to disk and renamed, or removed if the block fails.
-    Raises WriteError where the folder can't be made or written to, or the disk is full or broken.
+    Raises WriteError where the folder takes no files, or the disk is full or broken.
     """
     handle, name = create_temporary(path)
     try:
@@ -337,8 +337,8 @@ def digest(*parts: str | bytes, length: int = 16) -> str:
 def media_facts(path: Path) -> str:
     """A digest of a file's content, its size and time of change: 16, 16 and 20 letters.
 
-    Of a file above 4 MiB, the digest is that of 16 pieces at equal distances,
-    the head and the tail among them. Raises OSError, ValueError.
+    Above 4 MiB, the digest is that of 16 pieces at equal distances, head and
+    tail among them. Raises OSError, ValueError.
     """
     with open_regular(path) as file:
         about = os.fstat(file.fileno())

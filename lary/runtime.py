@@ -222,7 +222,7 @@ def pick_devices(gpus: str | None, choice: str = "auto", *, every: bool = False)
 
 
 def set_arithmetic(device: str, precision: str = "fp32") -> str:
-    """Set how this process multiplies, wherever one computes.
+    """Set how this process multiplies.
 
     TF32 rounds factors to 10 bits. Returns a part of a store's
     identity, empty but on CUDA. Raises UsageError without TF32.
@@ -330,7 +330,7 @@ def provenance(devices: Sequence[str] = ("cpu",)) -> JsonDict:
 
 
 def _git_state(folder: Path) -> tuple[str | None, bool | None]:
-    """The commit of lary's checkout, and whether tracked files differ from it."""
+    """The commit of lary's checkout, and whether files differ from it."""
     import subprocess
 
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

@@ -134,10 +134,8 @@ class Worker:
 class Pool:
     """Worker processes, which start when there is work for them, and stay.
 
-    Args:
-        setup: ``module:function``; each process calls it with `arguments`, and
-            it returns the function that answers one question.
-        pass_fds: descriptors that the processes inherit.
+    Each calls `setup`, ``module:function``, with `arguments`; it returns the function
+    that answers one question. They inherit the descriptors `pass_fds`.
     """
 
     def __init__(
@@ -160,8 +158,8 @@ class Pool:
     def map(self, questions: Iterable[Question], seconds: float) -> Iterator[tuple[int, Answer | NoAnswer]]:
         """Position and answer of every question, in order of completion.
 
-        Questions are taken as workers become free; each has `seconds`, or gets
-        NoAnswer. Raises LaryError where no process can be started.
+        Each question has `seconds`, or gets NoAnswer. Raises LaryError where no
+        process can be started.
         """
         waiting = enumerate(questions)
         running: dict[Future[Answers], int] = {}

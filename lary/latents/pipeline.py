@@ -44,7 +44,7 @@ ROWS_REPEATED = 2
 BYTES_TOGETHER = 1 << 20
 """Bytes handed to a thread at once: waking it costs as much as a small row."""
 WAITING = 16
-"""Writes that may be pending before the encoder waits for one."""
+"""Pending writes before the encoder waits for one."""
 
 Advance = Callable[[int], None]
 Row = tuple[int, Floats, Array | None]
@@ -78,7 +78,7 @@ class Job:
     """One extraction with everything that a worker process needs.
 
     Attributes:
-        pending: how many rows are to be done, by all workers together.
+        pending: rows to be done, by all workers together.
         processes: how many share this machine's cores.
         threads: of torch; their number decides how products round on a CPU.
     """
@@ -194,9 +194,7 @@ def plan_batches(table: SampleTable, units: Iterable[Unit], unit_rows: int, size
 class Encoding:
     """An encoder on a device, with normalisation before and pooling after it.
 
-    Args:
-        singly: encode rows one by one.
-        dtype: the store's number format, for accelerators.
+    It encodes rows one by one (`singly`), or for `dtype`, the store's number format.
     """
 
     def __init__(
@@ -224,7 +222,7 @@ class Encoding:
     def check_repeats(self, batch: Batch) -> Batch:
         """Once for each encoder, encode the first rows twice, among other ones.
 
-        Both passes have the same size, because it decides how kernels round.
+        Both passes have one size, which decides how kernels round.
         Raises LaryError where tokens change by chance or with the batch.
         """
         import torch

@@ -30,7 +30,7 @@ from lary.workers import Answer, Answers, NoAnswer, Pool, Question
 
 SETUP = f"{__name__}:reader"
 CHUNK = 8
-"""Most samples that a worker gets at once: few messages, yet work for all."""
+"""Most samples that a worker gets at once: few messages, work for all."""
 AHEAD = 3
 """Samples read ahead per worker, and at least two batches."""
 
@@ -124,11 +124,7 @@ class Readers:
     ) -> Generator[Batch, None, None]:
         """Read batches ahead; clips are valid until the next one is asked for.
 
-        Args:
-            places: B of every batch.
-            frames: the largest T of all samples.
-            seconds: after which a sample is given up.
-
+        Batches have B `places` and at most T `frames`; a sample is given up after `seconds`.
         Raises LaryError where memory is short, or no worker process starts.
         """
         workers = len(self.pool.workers)
@@ -207,7 +203,7 @@ def _close_readers() -> None:
 
 
 def reader(descriptor: str) -> Callable[[Question], Answer]:
-    """Make the function that puts a sample into the shared memory of a descriptor."""
+    """Make the function that puts a sample into the memory of a descriptor."""
     import av
     import cv2
     from PIL import Image

@@ -78,7 +78,7 @@ class LatentsRef:
 
     @classmethod
     def of(cls, config: Any, split: str | None = None) -> LatentsRef:
-        """The latents that a command's options name, of `split` if it is given."""
+        """The latents that options name, of `split` if it is given."""
         names = cls.__dataclass_fields__.keys() - {"split", "control"}
         given: JsonDict = {name: getattr(config, name, None) for name in names}
         return cls(split=config.split if split is None else split, **given)

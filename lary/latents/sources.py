@@ -148,7 +148,7 @@ class NpzSource:
 # Shards
 
 Place = tuple[int, np.dtype[Any], tuple[int, ...]]
-"""First byte of a tensor in a shard, numpy's number format, shape of one row."""
+"""First byte of a tensor in a shard, numpy's format, shape of one row."""
 
 
 @dataclass(frozen=True)
@@ -306,13 +306,9 @@ class OpenShard:
 
 
 class ShardSource:
-    """A `LatentSource` of rows in shards.
+    """A `LatentSource` of rows in shards; `files`, `positions` (n,): each sample's shard, and its row there.
 
-    Args:
-        headers: of the shards, all with one shape and number format.
-        files, positions: (n,) index of each sample's shard, and its row there.
-
-    Raises LaryError for shards that don't fit together.
+    Raises LaryError for shards of several shapes, number formats or stores.
     """
 
     kind: Any = np.float32  # of the numbers that `read` returns

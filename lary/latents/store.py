@@ -50,7 +50,7 @@ INDEX = "index.parquet"
 MEDIA = "media*.txt"
 """The record of media: what units added, after what a comparison found."""
 SHARD_MARK = "#"
-"""Separates the file of a shard and the row in it, in ``la_path``."""
+"""Between the file of a shard and the row in it, in ``la_path``."""
 NONE = "none"
 """The pooling that keeps all tokens."""
 FORMAT = 1

@@ -31,7 +31,7 @@ EPSILON = 1e-9
 
 @dataclass(frozen=True)
 class SampleColumns:
-    """Identity of the samples of a split, in the order of their predictions."""
+    """Identity of the samples of a split, in their order."""
 
     ids: tuple[str, ...]
     media: tuple[tuple[str, ...], ...]

@@ -122,14 +122,12 @@ class ActionTraining(Training):
         inputs, warnings, splits = self.inputs, [], {}
         mean_action = inputs.train_targets.mean(axis=0, dtype=np.float64).astype(np.float32)
         for role, split in inputs.evaluated.items():
-            selections: Any = {}
-            losses: Any = {}
-            for name, pick in sorted(self.picks.items(), reverse=True):  # the reported one first
-                selections[name] = ActionPredictions(pick["epoch"], pick["values"][role].numpy())
-                losses[name] = pick["losses"][role]
+            picks = sorted(self.picks.items(), reverse=True)  # the reported one first
+            selections = {name: ActionPredictions(own["epoch"], own["values"][role].numpy()) for name, own in picks}
+            losses = {name: own["losses"][role] for name, own in picks}
             controls = {"mean_action": np.broadcast_to(mean_action, split.targets.shape).copy()}
-            own = split.samples, split.targets, split.mean, split.std
-            splits[role] = SplitOutcome(*own, selections, controls, losses)
+            about = split.samples, split.targets, split.mean, split.std
+            splits[role] = SplitOutcome(*about, selections, controls, losses)
         if isinstance(self.settings, DitSettings):
             beyond = 100 * float(np.mean(np.abs(inputs.evaluated[SEEN].targets) > 1))
             warnings.append(

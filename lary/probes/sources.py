@@ -131,7 +131,7 @@ def channel_statistics(source: LatentSource, rows: Ints) -> tuple[Floats, Floats
 
 
 def keep_in_memory(source: LatentSource, processes: int = 1) -> LatentSource:
-    """A copy of `source` in memory, or itself where `processes` copies don't fit."""
+    """A copy of `source` in memory, or itself if `processes` copies don't fit."""
     size = FLOAT * len(source) * math.prod(source.shape)
     if size > MEMORY_SHARE * memory_bytes() / processes:
         return source

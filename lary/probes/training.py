@@ -77,9 +77,8 @@ def staged(stage: str) -> Callable[[Method], Method]:
 class Training(ABC):
     """A training in progress, with its history and the epochs picked so far.
 
-    The state, ``training_state.pt``, is rewritten at ends of epochs, after
-    the `unsaved` weights that were picked since. One of another session,
-    settings or inputs is removed before its weights are replaced.
+    The state, ``training_state.pt``, is rewritten at ends of epochs, after the `unsaved`
+    weights. One of another session, settings or inputs is removed before its weights are.
     """
 
     checkpoint: ClassVar[str]  # the file of the weights, without which a state is useless

@@ -58,8 +58,7 @@ class Difference:
     """The first run's metric minus another's, on `samples` samples of `groups` clusters.
 
     ``p`` is two-sided and corrected for all comparisons; None with too few clusters, for runs
-    of different kinds, or where one of both is a `single` training, whose seed is no part of
-    the error.
+    of different kinds, or where one of both is a `single` training.
     """
 
     other: ScoredRun

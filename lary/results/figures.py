@@ -47,7 +47,7 @@ LABELLED_CLASSES, NUMBERED_CLASSES = 60, 15
 
 @contextmanager
 def new_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Iterator[Figure]:
-    """A figure in our style, in inches, without touching global state or a display."""
+    """A figure in our style, in inches, without global state or a display."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -218,7 +218,7 @@ class Context:
 
 
 def grouped(runs: Sequence[FinishedRun]) -> dict[tuple[str, ...], list[FinishedRun]]:
-    """Runs by data set and settings; of equal labels, the latest counts."""
+    """Runs by data set and settings, the latest of equal labels."""
     ordered = sorted(runs, key=lambda run: (run.result.created, run.folder))
     latest = {(run.result.dataset.name, *run.settings, run.result.label): run for run in ordered}
     groups = groupby(sorted(latest), key=lambda key: key[:-1])

@@ -97,7 +97,7 @@ def write_regression_files(
 
 
 def png_of(picture: Pixels) -> bytes:
-    """A picture (H, W, 3) or, with opacity, (H, W, 4) uint8 as PNG."""
+    """A picture (H, W, 3) or (H, W, 4) uint8 as PNG."""
     from PIL import Image
 
     stream = io.BytesIO()

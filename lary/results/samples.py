@@ -176,7 +176,7 @@ def frames_of_steps(frames: int, steps: int, first_alone: bool) -> tuple[tuple[i
 def _draw_maps(
     block: Any, about: JsonDict, weights: Floats, pictures: Pixels | None, layout: TokenLayout, limit: float
 ) -> None:
-    """Draw the frames of a sample, below them the attention of each step on its last frame.
+    """Draw the frames of a sample, below them the attention of steps on their last frame.
 
     Tokens without a place are a column of bars, the first one on top.
     """

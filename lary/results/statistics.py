@@ -159,7 +159,7 @@ def error_columns(prediction: npt.ArrayLike, target: npt.ArrayLike) -> Doubles:
 
 
 def cluster_index(groups: Sequence[str], seed: int = 0) -> Ints:
-    """The cluster of every sample from its group name, (n,), at most `MAX_CLUSTERS`."""
+    """The cluster of every sample by its group, (n,), at most `MAX_CLUSTERS`."""
     names, index = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     bundles = np.arange(len(names))
     if len(names) > MAX_CLUSTERS:

@@ -91,7 +91,7 @@ def _without_paths(value: Any) -> Any:
 
 
 def build_board(folder: Path, out: Path) -> tuple[str, int]:
-    """Check the submissions of a folder, and write a site of the sound ones to `out`.
+    """Check the submissions of a folder, and write a site of sound ones to `out`.
 
     Returns a table for a terminal and how many are refused. Raises UsageError without any.
     """

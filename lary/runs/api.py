@@ -1,8 +1,7 @@
 """The functions of the public interface, with the options of commands as keyword arguments.
 
-They are fields of one class of `lary.configs` and of `Paths` (``lary_root``,
-``plugin`` ...); the latter otherwise come from the environment, ``lary.yaml``
-and the defaults.
+They are fields of one class of `lary.configs` and of `Paths`, which otherwise
+come from the environment, ``lary.yaml`` and the defaults.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lary.configs import ControlsConfig, ProbeControl, RunConfig
-from lary.data.spec import DATASETS, DatasetSpec
+from lary.data.spec import DATASETS
 from lary.latents.ref import LatentsRef, find_latent_table
 from lary.models.choices import CHOICES
 from lary.models.spec import MODELS, ModelSpec
@@ -56,10 +56,13 @@ class ControlReport:
 def run_controls(config: ControlsConfig, settings: Settings) -> ControlReport:
     """Run a model and its controls, and write the margins into the model's result.
 
-    Raises UsageError, LaryError.
+    The unseen split counts where it has latents. Raises UsageError, LaryError.
     """
     model, dataset = MODELS.get(config.model), DATASETS.get(config.dataset)
-    splits = splits_of(dataset, settings, config)
+    roles = dataset.roles(config.splits)
+    if "unseen" in roles and find_latent_table(settings, LatentsRef.of(config, roles["unseen"])) is None:
+        del roles["unseen"]
+    splits = list(roles.values())
     own = run_one(config, settings, splits, model)
     folders, left_out = [own.folder], []
     for asked, changes in plan(config, model, own.result):
@@ -100,12 +103,3 @@ def run_one(
     if model.name != config.model:
         given |= dict.fromkeys((*CHOICES, "name"))
     return run_splits(RunConfig(**given | changes), splits, settings, replace_latents=False).probe
-
-
-def splits_of(dataset: DatasetSpec, settings: Settings, config: ControlsConfig) -> list[str]:
-    """Training and validation split; the unseen one if it has latents."""
-    roles = dataset.roles(config.splits)
-    ref = LatentsRef.of(config, roles.get("unseen", ""))
-    if "unseen" in roles and find_latent_table(settings, ref) is None:
-        del roles["unseen"]
-    return list(roles.values())

@@ -241,8 +241,7 @@ def warn_of_waiting(wait: Callable[..., Any]) -> None:
 class LastingActor:
     """An actor that another one replaces when it dies.
 
-    Ray's own restarts lose a whole task's tries within a second on a machine
-    that is gone.
+    Ray's own restarts lose all tries within a second on a machine that is gone.
     """
 
     def __init__(self, ray: Any, start: Callable[[], Any]) -> None:
@@ -277,8 +276,7 @@ class LastingActor:
 def plan_actors(ray: Any, device: str) -> tuple[int, int, JsonDict]:
     """Actors, most actors of a machine, and what each asks of Ray.
 
-    There is one per GPU; without GPUs, or with ``--device cpu``, one per
-    machine.
+    There is one per GPU; without GPUs, or with ``--device cpu``, one per machine.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = [int(node.get("GPU", 0)) for node in nodes]
@@ -293,8 +291,7 @@ def tasks_on_ray(
 ) -> Iterator[tuple[Group, list[Found] | str]]:
     """Call ``work(group, settings, plug-ins, GPUs)`` for every group in a task of its own.
 
-    Yields each group with its results, or why it failed, as completed. Raises
-    LaryError.
+    Yields each completed group with its results, or why it failed. Raises LaryError.
     """
     with connected(config.address) as ray:
         options = check_resources(ray.cluster_resources(), config)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 Task = ClassTask | ActionTask
 
-# Options that leave the numbers of a run alone, and so are no part of its identity.
+# Options that leave the numbers of a run alone.
 NOT_DECIDING = ("device", "overwrite", "resume", "tracker")
 SMALLER = "lower --probe-batch-size, or pool the tokens (--pool mean)"
 LATER = ("classes", "media", "statistics", "targets", "tokens")
