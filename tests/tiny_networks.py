@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from lary.models.released import flux_arguments, vjepa_arguments, wan_arguments
-from lary.models.spec import MODELS, ModelSpec
+from lary.models.released import flux_arguments
+from lary.models.spec import MODELS, ModelSpec, library_fields
 from tests.parity.fill import fill_tensor
 
 TINY = {
@@ -26,13 +26,13 @@ def tiny_network(name: str) -> Any:
     config = TINY[name]
     if name == "vjepa2":
         sizes = {"pred_hidden_size": 24, "pred_num_attention_heads": 2, "pred_num_hidden_layers": 1}
-        network: Any = transformers.VJEPA2Model(transformers.VJEPA2Config(**vjepa_arguments(**config), **sizes))
+        network: Any = transformers.VJEPA2Model(transformers.VJEPA2Config(**library_fields(config, "vjepa2"), **sizes))
     elif name == "flux2":
         network = diffusers.AutoencoderKLFlux2(**flux_arguments(**config))
     else:
         options = MODELS.get(name).options
         constants = {constant: list(options[constant]) for constant in ("latents_mean", "latents_std")}
-        network = diffusers.AutoencoderKLWan(**wan_arguments(**config), **constants)
+        network = diffusers.AutoencoderKLWan(**library_fields(config, "wan2-2"), **constants)
     for key, value in network.state_dict().items():
         if value.is_floating_point():
             drawn = torch.from_numpy(fill_tensor(key, tuple(value.shape)))

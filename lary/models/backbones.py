@@ -105,8 +105,7 @@ def configured_size(location: str) -> int | None:
         return None
     tower = getattr(tower, "vision_config", None) or tower
     known = builtin_tables()["backbones"].get(tower.model_type)
-    names = "patch_size", "patch_sizes", "tubelet_size"
-    patches = any(hasattr(tower, name) for name in names)
+    patches = any(hasattr(tower, name) for name in ("patch_size", "patch_sizes", "tubelet_size"))
     if (known and not known.get("one_size")) or not patches:
         return None
     size = getattr(tower, "image_size", getattr(tower, "crop_size", None))
@@ -116,11 +115,10 @@ def configured_size(location: str) -> int | None:
 
 
 def _preprocess_of(config: JsonDict) -> Preprocess:
-    size, crop = config.get("size", 224), config.get("crop_size")
+    size, crop = config.get("size", 224), config.get("crop_size") if config.get("do_center_crop") else None
     if "max_num_patches" in config:  # any size: a square has so many
         size = math.isqrt(config["max_num_patches"]) * config["patch_size"]
     height = size if isinstance(size, int) else size.get("height", size.get("shortest_edge"))
-    crop = crop if config.get("do_center_crop", False) else None
     target: Any = height if crop is None else crop if isinstance(crop, int) else crop["height"]
     short = height if crop is not None and (isinstance(size, int) or "shortest_edge" in size) else None
 
@@ -165,13 +163,10 @@ class AnyBackbone(NetworkEncoder):
         with built_from(folder, "model of transformers"):
             config = transformers.AutoConfig.for_model(**read_config(folder))
         config = getattr(config, "vision_config", None) or config
-        model_class: Any = transformers.MODEL_MAPPING.get(type(config), None)
-        if model_class is None:  # such as for the tower of X-CLIP
-            tower = type(config).__name__.replace("Config", "Model")
-            model_class = getattr(transformers, tower, None)
+        tower = type(config).__name__.replace("Config", "Model")  # is not in the mapping for X-CLIP
+        model_class: Any = transformers.MODEL_MAPPING.get(type(config), getattr(transformers, tower, None))
         if model_class is None:
-            kind = config.model_type
-            raise UsageError(f"Model '{spec.name}': transformers has no '{kind}' backbone.")
+            raise UsageError(f"Model '{spec.name}': transformers has no '{config.model_type}' backbone.")
         self._config, self._layer = config, spec.options["layer"]
         if config.model_type == "vit_mae":
             config.mask_ratio = 0.0  # it is for pretraining
@@ -242,16 +237,15 @@ class AnyBackbone(NetworkEncoder):
     def _outputs(self, inputs: Tensor) -> Any:
         import torch
 
-        further = dict(self._further)
-        if self._config.model_type == "vit_mae":
+        further, kind = dict(self._further), self._config.model_type
+        if kind == "vit_mae":
             # Without noise, even a mask of nothing shuffles the patches.
             count = (inputs.shape[-1] // self._config.patch_size) ** 2
             further["noise"] = torch.arange(count, device=inputs.device).expand(len(inputs), -1)
         if "spatial_shapes" in self._takes:
             return self._model(**patch_inputs(inputs, self._config.patch_size), **further)
-        if self._config.model_type == "xclip_vision_model":  # a batch of frames
-            inputs = inputs.flatten(0, 1)
-        return self._model(inputs, **further)
+        # X-CLIP takes a batch of frames.
+        return self._model(inputs.flatten(0, 1) if kind == "xclip_vision_model" else inputs, **further)
 
     def _features(self, outputs: Any) -> Any:
         """Tokens or a map of the layer, or the last. Raises UsageError."""
@@ -260,9 +254,9 @@ class AnyBackbone(NetworkEncoder):
         # Hiera orders the tokens of its stages otherwise.
         kind = "reshaped_" * hasattr(self._config, "num_query_pool")
         states = getattr(outputs, f"{kind}hidden_states", None) or ()
-        if not -len(states) <= self._layer < len(states):
-            last = len(states) - 1
-            there = f"layers 0 to {last}, or -1 to {-last - 1}" if states else "no layers"
+        count = len(states)
+        if not -count <= self._layer < count:
+            there = f"layers 0 to {count - 1}, or -1 to {-count}" if states else "no layers"
             raise UsageError(f"--layer {self._layer}: this network gives {there}.")
         return states[self._layer]
 
@@ -291,9 +285,7 @@ class AnyBackbone(NetworkEncoder):
             with torch.inference_mode():
                 outputs = self._outputs(inputs)
         except Exception as error:  # each network fails in its own way
-            what, needs = "images", "an image"
-            if frames is not None:
-                what, needs = f"clips of {frames} frames", "a clip"
+            what, needs = ("images", "an image") if frames is None else (f"clips of {frames} frames", "a clip")
             raise UsageError(
                 f"{kind} can't encode {what} of {side} x {side} pixels ({reason_of(error)}): "
                 f"hf: takes backbones that need {needs} alone, of their own size."

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from lary.files import digest, read_json
 from lary.models.networks import NetworkEncoder, built_from, check_frames, transformers_model, with_weights
 from lary.models.preprocess import neighbour_pairs
-from lary.models.spec import ModelContext, ModelSpec, builtin, register_model, renamed_fields
+from lary.models.spec import ModelContext, ModelSpec, builtin, library_fields, register_model
 from lary.models.tensors import first_names, read_tensors, rename_keys, split_off, weight_layout
 from lary.models.weights import Checkpoint, find_weights
 from lary.runtime import log
@@ -30,8 +30,10 @@ ARCHITECTURE = "IgorModel"
 """Name of the network in villa-X's configuration."""
 HUB_FOLDER = "lam"
 """Folder of villa-X in its hub repository, of which a whole copy will do."""
-DERIVED = ("grid_size", "embed_tokens")
-"""Fields that follow from others: the published loader overwrites them."""
+UNUSED = {
+    *("grid_size", "embed_tokens"),  # follow from others: the published loader overwrites them
+    *("augment_type", "augment_level", "random_crop_scale", "random_crop_ratio"),
+}
 MULTIPLES = {
     "patch_size": "resolution",
     "encoder_n_heads": "encoder_embed_dim",
@@ -63,7 +65,7 @@ class UniVLA(NetworkEncoder):
         tensors = read_tensors(found.files, layout) if found.seed is None else {}
         inner = rename_keys(split_off(tensors, BACKBONE), "dinov2")
         self.network = with_weights(network, found, lambda: tensors, context.device)
-        config = transformers.Dinov2WithRegistersConfig(**renamed_fields(backbone, "dinov2"))
+        config = transformers.Dinov2WithRegistersConfig(**library_fields(backbone, "dinov2"))
         model_class, unused = transformers.Dinov2WithRegistersModel, ("embeddings.mask_token",)
         self.backbone = transformers_model(model_class, config, found, lambda: inner, context.device, unused)
         super().__init__(spec, context, found.identity, sizes["latent_dim"])
@@ -177,7 +179,7 @@ def read_villa_config(file: Path) -> VillaConfig:
     except ValidationError as error:
         wrong = first_names(f"{each['loc'][0]} {each['input']!r:.40}" for each in error.errors())
         raise LaryError(f"{file} has values that make no network: {wrong}.") from error
-    if unknown := sorted((config.model_extra or {}).keys() - set(DERIVED)):
+    if unknown := sorted((config.model_extra or {}).keys() - UNUSED):
         log.warning("%s has fields that the published loader ignores: %s", file, ", ".join(unknown))
     for part, whole in MULTIPLES.items():
         width, divisor = getattr(config, whole), getattr(config, part)

@@ -228,7 +228,7 @@ def _load_tokenizer(
     with built_from(described or "the record", "Open-MAGVIT2 tokenizer"):
         tokenizer = Tokenizer(**{**features["config"], **changes})
     if not tensors and not drawn:
-        variable = (spec.backbone and spec.backbone.variable) or ""
+        variable = (spec.backbone or Weights()).variable or ""
         named = settings.get(variable)
         if not named or not as_path(named).is_file():
             reason = f"points to {named}, which is no file" if named else "is not set"

@@ -79,7 +79,7 @@ class NetworkEncoder:
         inputs = inputs.to(self._device, torch.float32)
         if inputs.device.type != "cpu":
             return self.run(inputs)
-        parts = [self.run(inputs[index : index + 1]) for index in range(len(inputs))]
+        parts = [self.run(item) for item in inputs.split(1)]
         if isinstance(parts[0], torch.Tensor):
             return torch.cat(parts)
         return tuple(torch.cat(part) for part in zip(*parts, strict=True))
@@ -210,12 +210,11 @@ def draw_weights(network: nn.Module, seed: int) -> nn.Module:
     from torch import nn
 
     for prefix, module in network.named_modules():
-        for key, parameter in list(module.named_parameters(recurse=False)):
-            value = _drawn(module, f"{prefix}.{key}".strip("."), parameter, seed)
-            module.register_parameter(key, nn.Parameter(value, requires_grad=parameter.requires_grad))
-        for key, buffer in list(module.named_buffers(recurse=False)):
-            if buffer.is_meta:
-                module.register_buffer(key, _drawn(module, f"{prefix}.{key}".strip("."), buffer, seed))
+        for key, like in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            own = isinstance(like, nn.Parameter)
+            if own or like.is_meta:
+                value = _drawn(module, f"{prefix}.{key}".strip("."), like, seed)
+                setattr(module, key, nn.Parameter(value, like.requires_grad) if own else value)
     return network.eval()
 
 
@@ -287,6 +286,9 @@ def find_cells(features: Tensor, maps: Sequence[tuple[int, int]], extra: tuple[i
 
 def count_extra(network: nn.Module) -> tuple[int, int]:
     """How many learned tokens are before and behind the image cells."""
-    named = [(path.rpartition(".")[2], value) for path, value in network.named_parameters()]
-    before = sum(value.numel() // value.shape[-1] for name, value in named if name in TOKENS)
-    return before, sum(value.numel() // value.shape[-1] for name, value in named if "detection_token" in name)
+    before = behind = 0
+    for path, value in network.named_parameters():
+        name = path.rpartition(".")[2]
+        before += value.numel() // value.shape[-1] if name in TOKENS else 0
+        behind += value.numel() // value.shape[-1] if "detection_token" in name else 0
+    return before, behind

@@ -7,7 +7,7 @@ down to the grey level, and only then scaled.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from lary.models.spec import Preprocess
 from lary.types import LaryError
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lary.arrays import Array, Pixels
-
-Clip = TypeVar("Clip", "Array", "Tensor")
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -162,7 +160,7 @@ def neighbour_pairs(clips: Tensor) -> Tensor:
     return clips.unfold(-4, 2, 1).movedim(-1, -4).contiguous()
 
 
-def mix_planes(clips: Clip) -> Clip:
+def mix_planes(clips: Tensor) -> Tensor:
     """Reshape (..., T, 3, H, W) as the published code, which meant to permute.
 
     Planes are ordered by channel, and image k is made of planes

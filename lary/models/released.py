@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lary.models.networks import NetworkEncoder, built_from, check_frames, with_weights
-from lary.models.spec import ModelContext, ModelSpec, builtin, register_model, renamed_fields
+from lary.models.spec import ModelContext, ModelSpec, builtin, library_fields, register_model
 from lary.models.tensors import Tensors, read_tensors, rename_keys, weight_layout
 from lary.models.weights import Checkpoint, find_weights
 from lary.types import JsonDict, LaryError, Latents, UsageError
@@ -22,12 +22,6 @@ if TYPE_CHECKING:
 
 CHUNK = 4
 """Frames that Wan's encoder takes at once, after a first one alone."""
-
-
-def wan_arguments(*, dim: int, dec_dim: int, **config: Any) -> JsonDict:
-    """Fields of Wan's published code for diffusers' AutoencoderKLWan."""
-    fixed = {"is_residual": True, "in_channels": 12, "out_channels": 12, "patch_size": 2}
-    return {"base_dim": dim, "decoder_base_dim": dec_dim, **config, **fixed}
 
 
 def flux_arguments(**config: Any) -> JsonDict:
@@ -44,16 +38,6 @@ def flux_arguments(**config: Any) -> JsonDict:
     }
 
 
-def vjepa_arguments(**config: int) -> JsonDict:
-    """Fields of V-JEPA's published code for transformers' VJEPA2Config.
-
-    `img_size` and `num_frames` have no part in it:
-    rotary positions count the cells of the clip.
-    """
-    named = renamed_fields(config, "vjepa2")
-    return {**named, "mlp_ratio": 4.0, "layer_norm_eps": 1e-6, "qkv_bias": True}
-
-
 def empty_autoencoder(name: str, arguments: Mapping[str, Any], origin: object) -> Any:
     """An autoencoder of diffusers, so far without memory, without its decoder.
 
@@ -64,17 +48,6 @@ def empty_autoencoder(name: str, arguments: Mapping[str, Any], origin: object) -
     with built_from(origin, name):
         network = getattr(diffusers, name).from_config(dict(arguments))
     network.decoder = network.post_quant_conv = None
-    return network
-
-
-def empty_vjepa(arguments: Mapping[str, Any], origin: object) -> Any:
-    """VJEPA2Model without memory yet, and without its predictor. Raises LaryError."""
-    import transformers
-
-    with built_from(origin, "VJEPA2Model"):
-        config = transformers.VJEPA2Config.from_dict({**arguments, "pred_num_hidden_layers": 0})
-        network: Any = transformers.VJEPA2Model(config)
-    del network.predictor
     return network
 
 
@@ -98,7 +71,8 @@ class WanEncoder(NetworkEncoder):
 
         options = spec.options_under(context.protocol)
         found = find_weights(spec, context, weight_layout("wan2-2"))
-        network = empty_autoencoder("AutoencoderKLWan", found.config or wan_arguments(**options["config"]), found.file)
+        arguments = found.config or library_fields(options["config"], "wan2-2")
+        network = empty_autoencoder("AutoencoderKLWan", arguments, found.file)
         self._network = with_weights(network, found, lambda: read_renamed(found, "wan2-2"), context.device)
         # The released file lacks means and deviations of channels.
         constants = options if found.config is None else self._network.config
@@ -231,12 +205,17 @@ class VJepaEncoder(NetworkEncoder):
     """
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
+        import transformers
+
         options = spec.options_under(context.protocol)
         found = find_weights(spec, context, weight_layout("vjepa2"))
         self._size = spec.preprocessing(context.protocol).size
-        arguments = found.config or vjepa_arguments(**options["config"])
-        # The library lays out positions by this size.
-        network = empty_vjepa({**arguments, "crop_size": self._size}, found.file)
+        arguments = {**(found.config or library_fields(options["config"], "vjepa2")), "pred_num_hidden_layers": 0}
+        with built_from(found.file, "VJEPA2Model"):
+            # The library lays out positions by the size.
+            config = transformers.VJEPA2Config.from_dict({**arguments, "crop_size": self._size})
+            network: Any = transformers.VJEPA2Model(config)
+        del network.predictor
         self._network = with_weights(network, found, lambda: read_renamed(found, "vjepa2"), context.device)
         super().__init__(spec, context, found.identity, network.config.hidden_size)
         self._repeat = options["incomplete_tubelet"] == "repeat the last frame"

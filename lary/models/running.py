@@ -69,12 +69,10 @@ class LoadedEncoder:
         self.module = module_of(author, lambda clips: self.encode(clips).tokens)
         count = sum(value.numel() for value in self.module.parameters())
         self.parameters_m = spec.parameters_m or (round(count / 1e6, 4) if count else None)
-        self._protocol = context.protocol
+        self._protocol, self._precision, self._compiled = context.protocol, precision, compiled
         self.different = DIFFERENT[precision]
-        self._precision = precision
         set_arithmetic(context.device, precision)
         self._dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-        self._compiled = compiled
         if compiled and isinstance(author, NetworkEncoder):
             # The network alone: `encode` checks and loops around it.
             author.run = torch.compile(author.run)  # type: ignore[method-assign]
@@ -188,9 +186,7 @@ def author_named(spec: ModelSpec) -> Iterator[None]:
         name = getattr(spec.factory, "__module__", None) or ""
         file = getattr(sys.modules.get(name), "__file__", None)
         compiling = type(error).__module__.startswith("torch._dynamo")
-        if file is None or name.startswith("lary.") or compiling:
-            raise
-        if not (place := line_in(Path(file), error)):
+        if file is None or name.startswith("lary.") or compiling or not (place := line_in(Path(file), error)):
             raise
         reason = f"{type(error).__name__}: {reason_of(error)}"
         raise LaryError(f"Model '{spec.name}' failed{place}: {reason}.") from error

@@ -219,7 +219,7 @@ def register_model(*specs: ModelSpec) -> Callable[[Factory], Any]:
 
 @functools.cache
 def builtin_tables() -> dict[str, JsonDict]:
-    """``records.json``: models, their files (`Layout`), renamed keys and fields, backbones."""
+    """``records.json``: models, their files (`Layout`), renamed keys, fields, backbones."""
     file = Path(__file__).with_name("records.json")
     tables: dict[str, JsonDict] = json.loads(file.read_text(encoding="utf-8"))
     return tables
@@ -258,10 +258,10 @@ def with_tuples(fields: Mapping[str, Any]) -> JsonDict:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
-def renamed_fields(config: Mapping[str, Any], table: str) -> JsonDict:
-    """Fields of a published configuration under the library's names."""
-    names = builtin_tables()["names"][table]
-    return {names.get(name, name): value for name, value in config.items()}
+def library_fields(config: Mapping[str, Any], table: str) -> JsonDict:
+    """Fields of a published configuration under the library's names, and those that it leaves to the code."""
+    names, further = (builtin_tables()[part].get(table, {}) for part in ("names", "constants"))
+    return {names.get(name, name): value for name, value in config.items()} | further
 
 
 def locate_weights(spec: ModelSpec, values: Mapping[str, str], override: str | None = None) -> str | None:

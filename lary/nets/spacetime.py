@@ -185,10 +185,6 @@ class VillaConfig(BaseModel, strict=True, frozen=True, extra="allow"):
     patch_size: PositiveInt = 14
     in_channels: PositiveInt = 3
     d_t: PositiveInt = 8
-    augment_type: Any = "resize_crop"
-    augment_level: Any = "clip"
-    random_crop_scale: Any = (0.8, 1.0)
-    random_crop_ratio: Any = (0.75, 4 / 3)
     mlp_ratio: PositiveFloat = 4.0
     use_xformers: bool | None = None
     encoder_depth: PositiveInt = 12
