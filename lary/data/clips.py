@@ -164,7 +164,7 @@ def prepare_clips(config: ClipConfig, settings: Settings) -> ClipReport:
 
 def read_columns(table: Path, *names: str) -> list[list[str]]:
     """The rows of some columns of a CSV. Raises UsageError."""
-    return [*read_frame(table, needed=names)[list(names)].to_numpy(dtype=object).tolist()]
+    return read_frame(table, needed=names)[list(names)].to_numpy(dtype=object).tolist()
 
 
 def make_clips(tasks: Sequence[Task]) -> dict[Path, str]:

@@ -12,7 +12,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import accumulate, chain
+from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -266,9 +266,7 @@ class Download:
         self.files: list[RemoteFile] = []
         self.failures: list[Failure] = []
         self.origin = {"version": VERSION, "source": config.source, "repository": repository}
-        found: Any = {**self.origin}
-        if self.manifest.exists():
-            found = read_json(self.manifest, "download manifest")
+        found = read_json(self.manifest, "download manifest") if self.manifest.exists() else {**self.origin}
         if not isinstance(found, dict) or not isinstance(found.setdefault("files", {}), dict):
             raise LaryError(f"The download manifest {self.manifest} is damaged: move it away.")
         if any(found.get(key) != value for key, value in self.origin.items()):
@@ -290,7 +288,7 @@ class Download:
         for file in sorted(self.files, key=lambda file: (len(file.path), file.path)):  # part 2 before part 10
             groups.setdefault(whole_name(file.path) or file.path, []).append(file)
         groups = {whole: parts for whole, parts in groups.items() if not all(map(self.is_done, parts))}
-        wanted = chain.from_iterable(groups.values())
+        wanted = (file for parts in groups.values() for file in parts)
         needed = sum(file.size for file in wanted if not (self.cache / file.path).is_file())
         free = shutil.disk_usage(self.data_dir).free
         log.info("%s at %s: %.3f GB to fetch", self.repository, self.revision, needed / 1e9)
@@ -339,7 +337,7 @@ class Download:
                 unpack(paths, where, self.data_dir, progress=bar)
             self.unpacked += 1
             return
-        source, table = paths[0], name.endswith(".csv") and not TRACKS.intersection(name.split("/"))
+        source, table = paths[0], name.endswith(".csv") and not TRACKS & {*name.split("/")}
         target = self.tables / source.name if table else inside(self.data_dir, from_track(name))
         if target.exists() and not filecmp.cmp(source, target, shallow=False):
             raise LaryError(f"{target} exists with other content than in {self.repository}: move it away.")

@@ -42,11 +42,9 @@ MOST_HELD = 10
 """Pictures of this size in a decoder: those levels allow five or six (A.3.1, A.4.2), and some wait for output."""
 
 
-def read_clip(
-    paths: Sequence[Path], frame_index: Sequence[int], reader: Reader = "cv2", *, clamp: bool = True
-) -> Pixels:
+def read_clip(paths: Sequence[Path], frame_index: Sequence[int], reader: Reader = "cv2") -> Pixels:
     """Decode a sample's frames, (T, H, W, 3) uint8 RGB; see `read_frames`."""
-    return np.stack(read_frames(paths, frame_index, reader, clamp=clamp, fit=np.asarray))
+    return np.stack(read_frames(paths, frame_index, reader, fit=np.asarray))
 
 
 def read_frames(
@@ -66,24 +64,18 @@ def read_frames(
         clamp: whether an index behind the last frame is allowed and gives the last frame.
         fit: called on each frame as it is decoded, so that one is in memory at a time.
     """
-    keep = of_one_size(paths[0], fit)
-    if frame_index:
-        return video_frames(paths[0], frame_index, lambda frame: keep(to_rgb(frame)), clamp=clamp)
-    return [keep(read_image(path, reader)) for path in paths]
-
-
-def of_one_size(path: Path, fit: Callable[[Pixels], Kept]) -> Callable[[Pixels], Kept]:
-    """`fit`, which refuses frames that differ in size from the first. Raises MediaError."""
     first: list[tuple[int, ...]] = []
 
     def keep(image: Pixels) -> Kept:
         first[:] = first or [image.shape]
         if first[0] != image.shape:
             sizes = ", ".join(f"{width}x{height}" for height, width, _ in (first[0], image.shape))
-            raise MediaError(f"The frames of {path} differ in size: {sizes}.")
+            raise MediaError(f"The frames of {paths[0]} differ in size: {sizes}.")
         return fit(image)
 
-    return keep
+    if frame_index:
+        return video_frames(paths[0], frame_index, lambda frame: keep(to_rgb(frame)), clamp=clamp)
+    return [keep(read_image(path, reader)) for path in paths]
 
 
 class FrameTable(NamedTuple):

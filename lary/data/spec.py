@@ -228,11 +228,9 @@ DATASETS: Registry[DatasetSpec] = Registry("data set", group="lary.datasets")
 
 def known_records() -> dict[str, DatasetSpec]:
     """The records in LARY_ROOT/data by name, without unreadable ones."""
-    found = {}
-    for file in sorted(file for folder in record_folder for file in folder.glob("*_dataset.json")):
-        if (record := _record(file, file.stat().st_mtime_ns)) is not None:
-            found[record.name] = record
-    return found
+    files = sorted(file for folder in record_folder for file in folder.glob("*_dataset.json"))
+    records = (_record(file, file.stat().st_mtime_ns) for file in files)
+    return {record.name: record for record in records if record is not None}
 
 
 @functools.cache

@@ -137,7 +137,7 @@ def write_split(table: Path, config: SplitConfig) -> SplitReport:
     for path, part in zip(targets, parts, strict=True):
         tables.write_csv(path, frame.columns, frame.iloc[part].to_numpy())
     counts = tuple(len({groups[index] for index in part} if groups else part) for part in parts)
-    return SplitReport(targets[0], targets[1], tuple(map(len, parts)), counts)
+    return SplitReport(*targets, tuple(map(len, parts)), counts)
 
 
 def own_groups(table: Path, config: GroupOptions, media: str) -> list[str]:

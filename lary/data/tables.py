@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -154,11 +153,10 @@ class SampleTable:
         if not -len(self) <= position < len(self):
             raise IndexError(position)
         media = tuple(self.shown(position, column) for column in self._media)
-        columns, clip = self._columns, self.spec.media == "clip"
         labelled = is_class(self.spec, TARGET_COLUMN)
-        target = columns[TARGET_COLUMN][position] if labelled else self.shown(position, TARGET_COLUMN)
-        shown = self.shown(position, INDEX_COLUMN) if clip else ""
-        frame_index = tuple(map(int, shown.split(","))) if clip else ()
+        target = self._columns[TARGET_COLUMN][position] if labelled else self.shown(position, TARGET_COLUMN)
+        shown = self.shown(position, INDEX_COLUMN) if self.spec.media == "clip" else ""
+        frame_index = tuple(map(int, shown.split(","))) if shown else ()
         name = digest(*media, shown, target)
         group = self.sources[position] or REVERSED.sub("", media[0])
         return Sample(name, self.rows[position], media, frame_index, target, group, self.embodiments[position])
@@ -178,9 +176,7 @@ class SampleTable:
     def ids(self) -> list[str]:
         """The ids of all samples, n names."""
         starts = range(0, len(self), SLICE)
-        parts = (self.frame[at : at + SLICE] for at in starts)
-        found = (ids_of(self.spec, part) for part in parts)
-        return list(chain.from_iterable(found))
+        return [name for at in starts for name in ids_of(self.spec, self.frame[at : at + SLICE])]
 
     def labels(self) -> Ints:
         """Labels (n,) int64: positions in the record's classes. Raises UsageError."""
@@ -311,29 +307,24 @@ def ids_of(spec: DatasetSpec, frame: pandas.DataFrame) -> list[str]:
             continue
         cells = pa.chunked_array(pa.array(frame[name])).combine_chunks()
         if not is_class(spec, name):
-            pattern = usual_pattern(spec, name)
-            usual = compute.match_substring_regex(cells, pattern)
-            odd = compute.invert(usual)
-            rest = cells.filter(odd).to_pylist()
-            rest = [usual_cell(spec, cell, name) for cell in rest]
+            odd = compute.invert(compute.match_substring_regex(cells, usual_pattern(spec, name)))
+            rest = [usual_cell(spec, cell, name) for cell in cells.filter(odd).to_pylist()]
             cells = compute.replace_with_mask(cells, odd, pa.array(rest, cells.type))
         size = compute.binary_length(cells).cast(cells.type)
         join = compute.binary_join_element_wise
         parts.append(join(size, cells, ":"))
     texts = join(*parts, "").cast(pa.binary())  # what `digest` hashes
-    hashes = map(hashlib.sha256, texts.to_pylist())
-    return [each.digest()[:8].hex() for each in hashes]
+    return [hashlib.sha256(text).hexdigest()[:16] for text in texts.to_pylist()]
 
 
 def usual_pattern(spec: DatasetSpec, column: str) -> str:
     """A pattern (RE2) of cells that `usual_cell` leaves alone."""
     if column == INDEX_COLUMN:
         return "^(0|[1-9][0-9]*)(,(0|[1-9][0-9]*))*$"
-    within = f"{folder_of(column)}/({SEGMENT}/)*"
-    if spec.media_depth is None:
-        within = ""
-    path = rf"^({SEGMENT}/)*{within}{SEGMENT}[\w.,()+-]$"
-    return path if spec.path_repair is None else "^$"
+    if spec.path_repair is not None:
+        return "^$"
+    within = "" if spec.media_depth is None else f"{folder_of(column)}/({SEGMENT}/)*"
+    return rf"^({SEGMENT}/)*{within}{SEGMENT}[\w.,()+-]$"
 
 
 def is_class(spec: DatasetSpec, column: str) -> bool:

@@ -383,14 +383,11 @@ def text_report(report: JsonDict) -> str:
     issue = "  {status}\t{kind}\trefs={refs}\tcsv={table}\tcolumn={column}\tpath={path}\treason={reason}"
     for name, group in report["groups"].items():
         listed.append(f"[{name}]")
-        listed += [
-            f"  {table['name']}: {'exists' if table['exists'] else 'missing'}, rows={table['rows']}"
-            for table in group["tables"]
-        ]
+        for table in group["tables"]:
+            listed.append(f"  {table['name']}: {'exists' if table['exists'] else 'missing'}, rows={table['rows']}")
         summary.append(f"[{name}]")
         for kind, counts in group["summary"].items():
-            numbers = " ".join(f"{key}={count}" for key, count in counts.items())
-            summary.append(f"  {kind}: {numbers}")
+            summary.append(" ".join([f"  {kind}:", *(f"{key}={count}" for key, count in counts.items())]))
         issues.append(f"[{name}] issue_count={len(group['issues'])}")
         issues += [issue.format(**about) for about in group["issues"]]
         for section in (listed, summary, issues):
