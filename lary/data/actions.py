@@ -1,9 +1,8 @@
 """Action chunks: reading their files, their moments, and the motion from first to last step.
 
-Motion in the frame ``world``, as published, is last step minus first step.
-``local`` is the last pose seen from the first, composed as rigid motions, so
-that angles don't jump at +-pi and a quaternion's two signs mean the same;
-other dimensions are differences.
+The published motion is that of the frame ``world``. In ``local`` it is composed
+of rigid motions, so that angles don't jump at +-pi and a quaternion's two signs
+mean the same.
 """
 
 from __future__ import annotations
@@ -180,7 +179,6 @@ class Moments(NamedTuple):
         return cls(len(wide), mean, ((wide - mean) ** 2).sum(axis=0))
 
     def merge(self, other: Moments) -> Moments:
-        """The moments of the observations of both."""
         count, step = self.steps + other.steps, other.mean - self.mean
         mean = self.mean + step * (other.steps / count)
         return Moments(count, mean, self.m2 + other.m2 + step**2 * (self.steps * other.steps / count))
@@ -206,5 +204,4 @@ def measure(robots: Sequence[str], chunks: Iterable[Floats | Failure]) -> tuple[
 
 
 def total(robots: Mapping[str, Moments]) -> Moments:
-    """The moments of the observations of all robot types."""
     return functools.reduce(Moments.merge, robots.values())

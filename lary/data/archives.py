@@ -213,7 +213,6 @@ def unpack(
 
 
 def _write(content: IO[bytes], size: int, shown: str, path: Path, progress: Progress | None) -> None:
-    """Write a file into the temporary folder, counting what is written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.parent.resolve() != path.parent:  # another process has put a link in its place

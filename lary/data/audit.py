@@ -31,7 +31,7 @@ MOMENT = re.compile(r"(\d+|start|begin|first|end|last)\.[^./]+$")
 """When a frame was taken: the number or word at the end of its name."""
 WORDS = {"start": 0, "begin": 0, "first": 0, "end": 1, "last": 1}
 
-KINDS = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+KINDS = json.loads(Path(__file__).with_suffix(".json").read_bytes())
 """Severity and text of findings by name; programs rely on the names."""
 ORDER = ("leak", "warning", "note")
 

@@ -1,9 +1,8 @@
 """Clips of SSv2 and EgoDex, cut and reversed out of their recordings.
 
 Neither source may be redistributed, so the benchmark ships seed tables:
-``video_path``, and in ``seed_output`` lines such as ``0.5 - 2.0 pick up``. A
-clip's name holds its seed row and line, and ``_rev`` if reversed. Clips are
-H.264 without sound, cut by PyAV, and appear whole.
+``video_path``, and in ``seed_output`` lines such as ``0.5 - 2.0 pick up``.
+Clips have no sound, are cut by PyAV, and appear whole.
 """
 
 import functools
@@ -65,7 +64,6 @@ class Task(NamedTuple):
 
     @property
     def forward(self) -> Path:
-        """The file of the forward clip."""
         name = self.out.name
         return self.out.with_name(name.removesuffix(REVERSED + SUFFIX) + SUFFIX) if self.reverse else self.out
 
@@ -114,8 +112,6 @@ def clip_tasks(
 
 
 class ClipReport(NamedTuple):
-    """Clips asked for, made and kept; the failures, and their list."""
-
     wanted: int
     made: int
     kept: int

@@ -27,7 +27,7 @@ from lary.types import Failure, JsonDict, LaryError, UsageError
 MANIFEST = "lary_download.json"
 CACHE = ".lary_download"
 VERSION = 1
-TRACKS = frozenset(("classification", "regression"))
+TRACKS = {"classification", "regression"}
 TRIES = 2
 SECONDS, SECONDS_TO_LIST, MOST_FILES = 30, 120, 200_000
 
@@ -280,7 +280,6 @@ class Download:
         return bool(self.entries.get(file.path) == file.entry)
 
     def run(self) -> None:
-        """Fetch the files, and place whole archives."""
         self.data_dir.mkdir(parents=True, exist_ok=True)
         for rest in self.data_dir.glob(f"{SCRATCH}*"):  # of a run that was killed
             shutil.rmtree(rest, ignore_errors=True)

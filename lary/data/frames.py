@@ -30,7 +30,7 @@ CONTAINERS = (
 )
 """Demuxers that read one file; playlists and scripts (hls, concat, dash) open others."""
 
-SEEKABLE = frozenset({"av1", "ffv1", "h264", "hevc", "mjpeg", "mpeg4", "vp9"})
+SEEKABLE = {"av1", "ffv1", "h264", "hevc", "mjpeg", "mpeg4", "vp9"}
 """Codecs that store one shown frame per packet, so that packets number the frames."""
 
 BYTES_KEPT = 64_000_000

@@ -245,8 +245,6 @@ class TableReport(NamedTuple):
 
 
 class RelativeReport(NamedTuple):
-    """What was done per table, and the statistics file, if any."""
-
     tables: tuple[TableReport, ...]
     statistics: Path | None
 

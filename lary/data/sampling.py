@@ -56,7 +56,7 @@ def frame_motion(pictures: Iterable[Pixels]) -> Doubles:
             covariance = sample * (box(x * y) - product)
             values = (2 * product + c1) * (2 * covariance + c2)
             values /= (mean_x * mean_x + mean_y * mean_y + c1) * (sample * (var_x + var_y) + c2)
-            found.append(1.0 - float(values[edge, edge].mean()))
+            found.append(1.0 - values[edge, edge].mean())
         before = y, mean_y, var_y
     return np.array(found, dtype=np.float64)
 
@@ -110,8 +110,6 @@ def sample_video(path: Path, count: int = FRAMES, method: Method = "motion") -> 
 
 
 class IndexReport(NamedTuple):
-    """The table that was written, its rows, and those left out."""
-
     out: Path
     rows: int
     failures: tuple[Failure, ...]
@@ -132,7 +130,7 @@ def write_indices(table: Path, config: IndicesConfig, settings: Settings) -> Ind
             if config.cache is not None and path.is_file():  # by content: copies are found again
                 kept = config.cache / f"{file_digest(path)}_{config.method}_{config.frames}_counted.txt"
                 if kept.is_file():
-                    return kept.read_text(encoding="utf-8"), ""
+                    return kept.read_text("utf-8"), ""
             text = ",".join(map(str, sample_video(path, config.frames, config.method)))
         except (MediaError, UsageError) as error:
             return "", str(error)

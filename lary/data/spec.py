@@ -342,5 +342,5 @@ def shipped_record(entry: JsonDict) -> DatasetSpec:
     return DatasetSpec(**fields)
 
 
-for record in json.loads(Path(__file__).with_name("catalog.json").read_text(encoding="utf-8")):
+for record in json.loads(Path(__file__).with_name("catalog.json").read_bytes()):
     register_dataset(shipped_record(record))

@@ -95,8 +95,6 @@ def validates(group: str, share: float) -> bool:
 
 
 class SplitReport(NamedTuple):
-    """Both tables, and their numbers of rows and of groups."""
-
     train: Path
     val: Path
     rows: tuple[int, ...]
@@ -137,7 +135,7 @@ def write_split(table: Path, config: SplitConfig) -> SplitReport:
     for path, part in zip(targets, parts, strict=True):
         tables.write_csv(path, frame.columns, frame.iloc[part].to_numpy())
     counts = tuple(len({groups[index] for index in part} if groups else part) for part in parts)
-    return SplitReport(*targets, tuple(map(len, parts)), counts)
+    return SplitReport(targets[0], targets[1], tuple(map(len, parts)), counts)
 
 
 def own_groups(table: Path, config: GroupOptions, media: str) -> list[str]:

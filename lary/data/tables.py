@@ -1,8 +1,8 @@
 """Tables of samples: reading and validating their CSV, and finding the files that rows name.
 
 Both published path forms are read: with the folders ``images/`` and
-``actions/``, and without them. Messages count rows from 1 and name the line of
-the file as well.
+``actions/``, and without them. Messages count rows from 1, and name the line of
+the file.
 """
 
 from __future__ import annotations

@@ -92,8 +92,6 @@ class CheckedGroup:
 
 
 class VerifyReport(NamedTuple):
-    """How many files were checked, how many by the manifest, and the text report."""
-
     files: int
     issues: int
     by_manifest: int
@@ -212,7 +210,6 @@ def read_split(group: CheckedGroup, spec: DatasetSpec, split: str, path: Path | 
 
 
 def table_problem(path: Path, column: str, count: int, reason: str) -> CheckedFile:
-    """A problem of `count` rows of a table."""
     return CheckedFile("table", (str(path),), path.name, column, None, count, "corrupt", reason.rstrip("."))
 
 
@@ -289,7 +286,7 @@ def read_digests(path: Path) -> dict[str, list[Any]]:
     if not path.exists():
         return {}
     try:
-        first, *lines = path.read_text(encoding="utf-8").split("\n")
+        first, *lines = path.read_text("utf-8").split("\n")
         if json.loads(first) != {"manifest": VERSION}:
             raise ValueError("it is of another version, make a new one")
         # What follows the last line end was torn when a run was killed.

@@ -41,7 +41,7 @@ from lary.settings import Settings
 from lary.types import JsonDict, LaryError, MediaError, UsageError
 
 VALIDATION = ("val", "validation", "valid", "eval", "test")
-FREE = frozenset(("apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause", "cc-by-4.0", "cc0-1.0", "cc-by-sa-4.0"))
+FREE = {"apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause", "cc-by-4.0", "cc0-1.0", "cc-by-sa-4.0"}
 """Licences of data set cards that allow commercial use."""
 PAIRS_PER_SECOND = 3
 OPTIONS = "import.json"
@@ -66,9 +66,8 @@ class LeRobotImport:
         usual = [key for key in ("action", "actions") if key in data.features]
         self.replaces_action = not config.actions and not usual and STATE in data.vectors
         self.actions = config.actions or tuple([STATE] if self.replaces_action else usual[:1] or ["action"])
-        actions = [("actions", key, data.vectors) for key in self.actions]
-        for option, key, known in [*(("camera", key, data.cameras) for key in self.cameras), *actions]:
-            if key not in known:
+        for option, keys, known in (("camera", self.cameras, data.cameras), ("actions", self.actions, data.vectors)):
+            for key in (key for key in keys if key not in known):
                 if option == "actions" and key in data.features and key not in BOOKKEEPING:
                     kind, shape = data.features[key].dtype, data.features[key].shape
                     raise UsageError(f"--actions {key}: it is '{kind}' of shape {shape}, which can't be decoded.")

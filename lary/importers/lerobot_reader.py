@@ -25,9 +25,10 @@ from lary.files import LARGEST_JSON, inside, open_regular, parsed, read_json, re
 from lary.importers.episodes import MOST_VALUES, video_images
 from lary.types import JsonDict, LaryError, MediaError, UsageError, as_path
 
-BOOKKEEPING = frozenset(
-    ("index", "frame_index", "episode_index", "task_index", "timestamp", "next.done", "next.reward", "next.success")
-)
+BOOKKEEPING = {
+    *("index", "frame_index", "episode_index", "task_index", "timestamp"),
+    *("next.done", "next.reward", "next.success"),
+}
 """Columns that every data set has, which are no actions or states."""
 LONGEST = 1 << 31
 """Frames of an episode: two years at 30 frames/s."""

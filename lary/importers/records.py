@@ -2,7 +2,7 @@
 
 A record is JSON, ``LARY_ROOT/data/<name>_dataset.json``, and known by its name
 there: nothing of an imported data set is run as code. The plug-in beside it,
-of fixed text, is for another ``LARY_ROOT``.
+``plugin.txt``, is for another ``LARY_ROOT``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,24 +12,12 @@ from typing import Any, NamedTuple
 from lary.data.normalisation import measure_table
 from lary.data.spec import DATASETS, EPISODE, ActionSpace, DatasetSpec, LabelSpace, Normalisation, Split, compiled
 from lary.data.tables import read_table, write_csv
-from lary.files import check_name, inside, parsed, read_json, write_bytes, write_failures, write_text
+from lary.files import check_name, inside, parsed, read_json, write_bytes, write_failures
 from lary.importers.episodes import ATOMIC_CLASSES, MOST_VALUES, Cut, PairCut, TaskCut
 from lary.types import Failure, LaryError, UsageError
 
-PLUGIN = '''"""Registers the data set of the JSON file beside this one: pass this file to lary with --plugin."""
-
-from pathlib import Path
-
-from lary.importers.records import load_record
-from lary.data.spec import register_dataset
-
-register_dataset(load_record(Path(__file__).with_suffix(".json")))
-'''
-
 
 class ImportReport(NamedTuple):
-    """The plug-in, rows by split, failures, and how many episodes validate."""
-
     plugin: Path
     rows: Mapping[str, int]
     failures: Sequence[Failure]
@@ -103,7 +91,7 @@ def save_record(spec: DatasetSpec, plugin: Path) -> None:
     from pydantic import TypeAdapter
 
     write_bytes(plugin.with_suffix(".json"), TypeAdapter(DatasetSpec).dump_json(spec, indent=1) + b"\n")
-    write_text(plugin, PLUGIN)
+    write_bytes(plugin, Path(__file__).with_name("plugin.txt").read_bytes())
 
 
 def load_record(path: Path) -> DatasetSpec:

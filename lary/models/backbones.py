@@ -65,8 +65,7 @@ def read_preprocess(location: str) -> Preprocess:
     file = find_file(location, PROCESSORS)
     if file is None:
         size = configured_size(location) or 224
-        if find_file(location, (CONFIG,)):  # or else its absence is an error
-            log.info("%s has no %s: resized to %d, ImageNet's mean and std", location, PROCESSORS[0], size)
+        log.info("%s has no %s: resized to %d, ImageNet's mean and std", location, PROCESSORS[0], size)
         return Preprocess(size=size, resize="pil_bicubic", mean=IMAGENET_MEAN, std=IMAGENET_STD, reader="pil")
     try:
         return _preprocess_of(read_json(file, "preparation of frames"))
@@ -156,7 +155,7 @@ class AnyBackbone(NetworkEncoder):
             file = find_file(location, (CONFIG,), context.revision)
             if file is None:
                 raise UsageError(f"Model '{spec.name}': {location} has no {CONFIG}, or can't be reached.")
-            folder, found = file.parent, random_weights(context.seed, file.read_text(encoding="utf-8"))
+            folder, found = file.parent, random_weights(context.seed, file.read_text("utf-8"))
         else:
             found = find_weights(spec, context)
             folder = found.folder

@@ -73,7 +73,6 @@ class UniVLA(NetworkEncoder):
         self._leading: int = 1 + backbone["num_register_tokens"]
 
     def encode(self, clips: Tensor) -> Latents:
-        """Clips (B, T, 3, H, W) to tokens float32 and codes int64. Raises LaryError."""
         check_frames(self._spec, clips, multiple=self._patch, least=2)
         tokens, codes = self.run_alone(clips)
         return Latents(tokens[:, 0], codes[:, 0]) if clips.shape[1] == 2 else Latents(tokens, codes)
@@ -117,7 +116,6 @@ class VillaX(NetworkEncoder):
         self._preprocess = spec.preprocessing(context.protocol)
 
     def encode(self, clips: Tensor) -> Latents:
-        """Clips (B, T, 3, H, W) to tokens float32 and codes int64. Raises LaryError."""
         check_frames(self._spec, clips, least=2)
         tokens, codes = self.run_alone(self.fitted(clips))
         if clips.shape[1] == 2:

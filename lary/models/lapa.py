@@ -117,7 +117,6 @@ class LatentActions(NetworkEncoder):
         return network, identity
 
     def encode(self, clips: Tensor) -> Latents:
-        """Clips (B, T, 3, H, W) to latents on the device. Raises LaryError."""
         check_frames(self._spec, clips, side=self._size, least=2)
         tokens, codes = self.run_alone(clips)
         if clips.shape[1] == 2:  # a pair has no axis of latent steps

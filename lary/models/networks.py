@@ -8,6 +8,7 @@ from the seed and their own name, whatever the device and order.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -30,14 +31,7 @@ TABLE_STD = 0.02
 """Standard deviation of position embeddings and learned tokens, as in ViTs."""
 CODEBOOK = "vq"
 """Prefix of codebooks' names; their rows have the scale of latents."""
-TOKENS = (
-    "cls_token",
-    "class_token",
-    "class_embedding",
-    "distillation_token",
-    "register_tokens",
-    "cls_register_token",
-)
+TOKENS = re.compile(r"(cls|class|distillation|cls_register)_token|class_embedding|register_tokens")
 """Names of learned tokens before those of the image."""
 STARTS_AT_ZERO = ("bias", "beta", "running_mean")
 
@@ -289,6 +283,6 @@ def count_extra(network: nn.Module) -> tuple[int, int]:
     before = behind = 0
     for path, value in network.named_parameters():
         name = path.rpartition(".")[2]
-        before += value.numel() // value.shape[-1] if name in TOKENS else 0
+        before += value.numel() // value.shape[-1] if TOKENS.fullmatch(name) else 0
         behind += value.numel() // value.shape[-1] if "detection_token" in name else 0
     return before, behind

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import lary
 from lary.configs import CheckModelConfig
 from lary.models.choices import CHOICES, LATER, with_choices
-from lary.models.spec import MODELS, ModelContext, ModelSpec, locate_weights, remedy
+from lary.models.spec import MODELS, ModelContext, ModelSpec, builtin_tables, locate_weights, remedy
 from lary.registry import aligned
 from lary.types import LaryError, Media, UsageError, as_path
 
@@ -23,17 +23,7 @@ if TYPE_CHECKING:
     from lary.types import Latents
 
 REFERENCE = Path(lary.__file__).parent / "results" / "reference"
-"""Tables of the benchmark's paper."""
-TABLES = {
-    "leaderboard_classification": "classification",
-    "leaderboard_regression": "regression",
-    "leaderboard_vlabench_stride": "regression on vlabench by stride",
-}
-"""Titles of the tables by model."""
-ABLATED = {"codebook_size": "codebook_size", "sequence_length": "code_seq_len", "latent_dim": "quant_dim"}
-"""Columns of the ablations, and the fields that they name."""
-FACTS = ("model", "paradigm", "params_m", "ablation", *ABLATED)
-"""Columns that are no numbers of a result."""
+"""Tables of the benchmark's paper; their titles and columns are in ``records.json``."""
 
 
 def weights_state(spec: ModelSpec, values: Mapping[str, str]) -> tuple[bool, str]:
@@ -103,9 +93,9 @@ def facts(spec: ModelSpec) -> list[tuple[str, str]]:
 
 def published_numbers(spec: ModelSpec) -> list[str]:
     """A model's numbers in the paper's tables, one line per table."""
-    network = spec.options.get("network", {})
-    sizes = {column: str(network.get(field)) for column, field in ABLATED.items()}
-    found = {title: row for table, title in TABLES.items() for row in paper_rows(table) if row["model"] == spec.name}
+    network, paper = spec.options.get("network", {}), builtin_tables()["paper"]
+    titles, sizes = paper["titles"].items(), {name: str(network.get(field)) for name, field in paper["ablated"].items()}
+    found = {title: row for table, title in titles for row in paper_rows(table) if row["model"] == spec.name}
     # Shared settings of ablations are repeated, with the same numbers.
     for row in paper_rows("lam_ablation"):
         if sizes.items() <= row.items():
@@ -113,7 +103,7 @@ def published_numbers(spec: ModelSpec) -> list[str]:
     if not found and spec.weights is not None:
         return ["the paper's tables have no numbers of this model"]
     return [
-        f"{title}: " + ", ".join(f"{name} {value}" for name, value in row.items() if name not in FACTS)
+        f"{title}: " + ", ".join(f"{name} {value}" for name, value in row.items() if name not in paper["facts"])
         for title, row in found.items()
     ]
 

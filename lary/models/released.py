@@ -132,7 +132,6 @@ class FluxEncoder(NetworkEncoder):
         self._cell = self._fold * 2 ** (len(config.block_out_channels) - 1)
 
     def encode(self, clips: Tensor) -> Latents:
-        """Clips (B, T, 3, H, W) to tokens (B, T, N, D) float32."""
         check_frames(self._spec, clips, multiple=self._cell)
         batch, frames = clips.shape[:2]
         if self._reshaped:
@@ -226,7 +225,6 @@ class VJepaEncoder(NetworkEncoder):
             layer.attention.get_position_ids = lambda *_, **__: None  # they are in the table
 
     def encode(self, clips: Tensor) -> Latents:
-        """Clips (B, T, 3, H, W) to tokens (B, N, D) float32."""
         import torch
 
         patch: int = self._network.config.patch_size
@@ -271,7 +269,6 @@ class EfficientNetEncoder(NetworkEncoder):
         self._blocks = options["blocks"]
 
     def encode(self, clips: Tensor) -> Latents:
-        """Clips (B, T, 3, 128, 128) to tokens (B, T, 64, 112). Raises LaryError."""
         check_frames(self._spec, clips, side=self._spec.preprocess.size)
         # Maps of one frame stay in a CPU's cache, a clip's don't.
         return Latents(self.run_alone(clips.flatten(0, 1)).unflatten(0, clips.shape[:2]))

@@ -219,9 +219,8 @@ def register_model(*specs: ModelSpec) -> Callable[[Factory], Any]:
 
 @functools.cache
 def builtin_tables() -> dict[str, JsonDict]:
-    """``records.json``: models, their files (`Layout`), renamed keys, fields, backbones."""
-    file = Path(__file__).with_name("records.json")
-    tables: dict[str, JsonDict] = json.loads(file.read_text(encoding="utf-8"))
+    """``records.json``: models, their files (`Layout`), renamed keys and fields, the hub's refusals."""
+    tables: dict[str, JsonDict] = json.loads(Path(__file__).with_name("records.json").read_bytes())
     return tables
 
 

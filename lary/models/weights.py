@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lary.files import digest, file_digest, inside, read_json, reason_of
-from lary.models.spec import ModelContext, ModelSpec, remedy
+from lary.models.spec import ModelContext, ModelSpec, builtin_tables, remedy
 from lary.models.tensors import CONFIG, Layout, first_names
 from lary.runtime import in_threads, log
 from lary.types import RANDOM, JsonDict, LaryError, UsageError, WeightsIdentity, as_path
@@ -225,15 +225,8 @@ def _wanted(names: Sequence[str], layout: Layout) -> list[str]:
 def _refusal(error: Exception, repository: str, revision: str | None) -> str:
     from huggingface_hub import errors
 
-    reasons: dict[type[Exception], str] = {
-        errors.GatedRepoError: f"is gated: ask for access at https://huggingface.co/{repository}, then run "
-        "`hf auth login` or set HF_TOKEN",  # a RepositoryNotFoundError, too: first
-        errors.RepositoryNotFoundError: "is neither on this machine nor a public repository of the hub",
-        errors.RevisionNotFoundError: f"has no revision '{revision}': name a commit, branch or tag of it, or leave "
-        "--revision out",
-        errors.HFValidationError: "is neither on this machine nor the name of a repository",
-        errors.OfflineModeIsEnabled: "is not in the hub's cache, and HF_HUB_OFFLINE forbids to fetch it: unset that "
-        "once",
-    }
-    known = (reason for kind, reason in reasons.items() if isinstance(error, kind))
-    return next(known, f"can't be fetched from the hub ({reason_of(error)})")
+    # In order: a repository that is gated is not found, too.
+    for kind, reason in builtin_tables()["refusals"].items():
+        if isinstance(error, getattr(errors, kind)):
+            return str(reason.format(repository=repository, revision=revision))
+    return f"can't be fetched from the hub ({reason_of(error)})"

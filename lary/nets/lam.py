@@ -270,13 +270,9 @@ class PatchTokens(nn.Module):
 class LatentActionModel(nn.Module):
     """Encoder and quantizer of a LAQ model, with the published names.
 
-    Args:
-        quant_dim, codebook_size, code_seq_len: see `DifferenceQuantizer`.
-        image_size, patch_size: in pixels; their ratio is the grid's side.
-        spatial_depth, temporal_depth: layers over positions, and over time.
-        patch_input: whether it embeds patches of pixels (`features` is None)
-            or takes features: images (B, 3, H', W') to tokens (B, H, W, D).
-        pixel_output: about the decoder, and ignored.
+    The grid's side is `image_size` / `patch_size`, both in pixels. Without
+    `patch_input`, `features` makes tokens (B, H, W, D) of images (B, 3, H', W').
+    `pixel_output` is about the decoder, and ignored.
     """
 
     def __init__(

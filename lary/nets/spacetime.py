@@ -177,8 +177,8 @@ class UniVLANetwork(nn.Module):
 class VillaConfig(BaseModel, strict=True, frozen=True, extra="allow"):
     """Fields of the published ``model_config.json`` with their defaults.
 
-    Augmentation, `use_xformers` (another kernel of the same attention),
-    `use_qk_norm` and the decoder's fields don't change what is encoded.
+    `use_xformers` (another kernel of the same attention), `use_qk_norm` and the
+    decoder's fields don't change what is encoded.
     """
 
     resolution: PositiveInt = 224

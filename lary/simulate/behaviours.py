@@ -65,7 +65,7 @@ class Stage:
     side: float
 
     def uniform(self, low: float, high: float) -> float:
-        return float(self.rng.uniform(low, high))
+        return self.rng.uniform(low, high)
 
 
 def spot(stage: Stage, low: float = 0.40, high: float = 0.56, y: float = 0.16) -> Doubles:
@@ -86,7 +86,7 @@ def approach(stage: Stage, away: Doubles, distance: float, width: float = 0.10, 
     yaw = stage.uniform(-0.5, 0.5)
     for _ in range(100):
         place = stage.rng.uniform((0.33, -0.28, 0.20), (0.52, 0.28, 0.31))
-        if float(np.hypot(*(place - away)[:2])) >= distance:
+        if np.hypot(*(place - away)[:2]) >= distance:
             break
     return Path(place, turn(UP, yaw), width, command, stage.rng)
 
@@ -218,7 +218,7 @@ def sweep_crumbs(stage: Stage) -> Script:
         where = stage.uniform(-0.13, 0.12)
         start = centre + where * across + stage.uniform(-0.065, 0.065) * along
         # Pieces pile up before the brush at different distances.
-        slack = tool.radius + piece.radius + float(stage.rng.exponential(0.012))
+        slack = tool.radius + piece.radius + stage.rng.exponential(0.012)
         spin = turn(UP, stage.uniform(-1.5, 1.5))
 
         # Defaults keep these values: motions run after the loop.
@@ -259,7 +259,7 @@ def pour(stage: Stage) -> Script:
     first, last = path.time(begin), path.time(end)
     for number in range(BEADS):
         released = first + (0.40 + 0.60 * number / BEADS) * (last - first)
-        radius, turned = 0.052 * math.sqrt(float(rng.random())), stage.uniform(0, 2 * math.pi)
+        radius, turned = 0.052 * math.sqrt(rng.random()), stage.uniform(0, 2 * math.pi)
         # The second half of the beads comes to rest on the first.
         height = 0.064 + 0.012 * (2 * number > BEADS)
         landing = dish + np.array([radius * math.cos(turned), radius * math.sin(turned), height])

@@ -68,7 +68,6 @@ class Recording:
     frames: int
     pairs: int = 0
     first: int = 0
-    unseen: bool = False
 
     @property
     def table(self) -> str:
@@ -162,7 +161,6 @@ def _episodes(seed: int, split: int, count: int) -> list[Recording]:
                 frames=STRIDE * pairs + 1,
                 pairs=pairs,
                 first=first,
-                unseen=name == "unseen",
             )
         )
         first += STRIDE * pairs + 1
@@ -214,7 +212,8 @@ def stage(recording: Recording) -> tuple[Script, scenes.Scene, scenes.View, scen
     Raises LaryError where none is in reach, by a changed behaviour.
     """
     arm, room = scenes.ARMS[recording.robot], scenes.ROOMS[recording.room]
-    kinds = shapes.UNSEEN_THINGS if recording.unseen else shapes.TRAIN_THINGS
+    unseen = recording.split == "unseen"
+    kinds = shapes.UNSEEN_THINGS if unseen else shapes.TRAIN_THINGS
     for attempt in range(ATTEMPTS):
         rng = np.random.Generator(np.random.PCG64([*recording.key, attempt]))
         # The cameras of pairs are all on the side of +y.
@@ -223,7 +222,7 @@ def stage(recording: Recording) -> tuple[Script, scenes.Scene, scenes.View, scen
         taken = [item.pose[0] for item in script.placed]
         taken += [script.path.at(step / 8).position for step in range(9)]
         placed = script.placed + scenes.distractors(rng, kinds, taken)
-        palette = arm.unseen_palette if recording.unseen else shapes.draw(rng, arm.palettes)
+        palette = arm.unseen_palette if unseen else shapes.draw(rng, arm.palettes)
         view = scenes.view_of(room, rng, fixed=bool(recording.pairs))
         lamp = scenes.lamp_of(room, view, rng)
         scene = scenes.build_scene(arm, palette, scenes.tinted(room, rng), placed)

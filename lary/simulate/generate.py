@@ -42,7 +42,7 @@ def simulate(out: Path, config: SimulateConfig) -> dict[str, int]:
     if importlib.util.find_spec("mujoco") is None:
         raise UsageError("lary simulate needs MuJoCo: pip install 'lary[demo]'.")
     data_dir = out / "data"
-    decisive = {"seed": config.seed, "pairs": config.pairs, "clips": config.clips, "size": config.size}
+    decisive = {name: getattr(config, name) for name in ("seed", "pairs", "clips", "size")}
     record = {"version": 1, "generator": GENERATOR, "config": decisive}
     claim_folder(out, record, overwrite=config.overwrite)
     recordings = make_plan(config)

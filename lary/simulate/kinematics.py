@@ -46,7 +46,7 @@ def turn(axis: tuple[float, float, float] | Doubles, angle: float) -> Doubles:
 
 def to_rpy(rotation: Doubles) -> Doubles:
     """Roll, pitch, yaw (3,) of a rotation; pitch in [-pi/2, pi/2]."""
-    pitch = math.asin(float(np.clip(-rotation[2, 0], -1, 1)))
+    pitch = math.asin(np.clip(-rotation[2, 0], -1, 1))
     roll, yaw = math.atan2(rotation[2, 1], rotation[2, 2]), math.atan2(rotation[1, 0], rotation[0, 0])
     return np.array([roll, pitch, yaw])
 
@@ -130,7 +130,7 @@ class Solver:
             inverse = self.willing[:, None] * np.linalg.solve(square + damping * np.eye(6), used).T
             # The pull home is projected onto what doesn't move the tool.
             change = inverse @ error + free * rest - inverse @ (used @ rest)
-            change *= min(1.0, LARGEST_STEP / float(np.abs(change).max() + 1e-12))
+            change *= min(1.0, LARGEST_STEP / (np.abs(change).max() + 1e-12))
             wanted = joints + change
             beyond = (free > 0) & ((wanted < self.low) | (wanted > self.high))
             if not beyond.any():
@@ -175,7 +175,7 @@ class Path:
         return self._ends[mark] / self._ends[-1]
 
     def _add(self, share: float, phase: Phase) -> None:
-        share *= float(self._rng.uniform(0.85, 1.15))
+        share *= self._rng.uniform(0.85, 1.15)
         self._phases.append(phase)
         self._ends.append(self._ends[-1] + share)
         self.state = phase(1.0)

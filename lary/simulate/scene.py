@@ -117,11 +117,7 @@ def build_scene(arm: Arm, palette: Mapping[str, Material], room: Room, placed: S
 
     materials: dict[str, Material] = {}
     things = "".join(_thing_xml(item, materials) for item in placed)
-    model = mujoco.MjModel.from_xml_string(
-        '<mujoco><compiler angle="radian" autolimits="true"/><option gravity="0 0 0"><flag contact="disable"/></option>'
-        '<default><geom contype="0" conaffinity="0" density="1000"/></default>'
-        f"<worldbody>{arm.xml}{_MJCF['room']}{things}</worldbody></mujoco>"
-    )
+    model = mujoco.MjModel.from_xml_string(_MJCF["room"].format(arm=arm.xml, things=things))
     fixed = {**room.looks, **palette}
     names = [model.geom(number).name for number in range(model.ngeom)]
     looks = tuple(materials[name] if name in materials else fixed[name.split("_")[1]] for name in names)
@@ -153,9 +149,9 @@ def distractors(rng: np.random.Generator, kinds: Sequence[str], taken: Sequence[
     for number in range(int(rng.integers(1, 4))):
         for _ in range(40):
             spot = rng.uniform((0.22, -0.46), (0.78, 0.46))
-            if all(float(np.hypot(*(spot - point))) > 0.17 for point in points):
+            if all(np.hypot(*(spot - point)) > 0.17 for point in points):
                 thing = shapes.make_thing(shapes.draw(rng, kinds), rng, f"extra{number}")
-                pose = np.append(spot, 0.0), turn(UP, float(rng.uniform(-3, 3)))
+                pose = np.append(spot, 0.0), turn(UP, rng.uniform(-3, 3))
                 result.append(Placed(thing, pose))
                 points.append(spot)
                 break
@@ -180,9 +176,9 @@ def view_of(room: Room, rng: np.random.Generator, *, fixed: bool) -> View:
     azimuth, elevation = map(math.radians, angles)
     shake = 0.004
     if not fixed:
-        azimuth += float(rng.normal(0, 0.05))
-        elevation += float(rng.normal(0, 0.03))
-        distance *= float(rng.uniform(0.95, 1.06))
+        azimuth += rng.normal(0, 0.05)
+        elevation += rng.normal(0, 0.03)
+        distance *= rng.uniform(0.95, 1.06)
         shake = 0.012
     target = np.array([0.43, 0.0, 0.125]) + rng.normal(0, shake, 3)
     flat = math.cos(elevation)
@@ -195,4 +191,4 @@ def lamp_of(room: Room, view: View, rng: np.random.Generator) -> Lamp:
     side = math.copysign(1.0, view.position[1]) * float(rng.choice([-1.0, 0.6]))
     position = rng.uniform((0.5, 0.5, 1.5), (1.0, 1.1, 2.0)) * (1, side, 1)
     tint = np.array([1 + room.warmth, 1.0, 1 - room.warmth])
-    return Lamp(position, tint * float(rng.uniform(0.80, 1.05)), tint[::-1] * float(rng.uniform(0.30, 0.42)))
+    return Lamp(position, tint * rng.uniform(0.80, 1.05), tint[::-1] * rng.uniform(0.30, 0.42))

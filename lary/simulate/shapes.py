@@ -56,7 +56,7 @@ class Thing:
     rolls: bool = False
 
 
-SCENERY: JsonDict = tupled(json.loads(Path(__file__).with_name("scenery.json").read_text(encoding="utf-8")))
+SCENERY: JsonDict = tupled(json.loads(Path(__file__).with_name("scenery.json").read_bytes()))
 """Shapes and colours: ``arms``, ``rooms``, ``colours`` and ``things``.
 
 A size of a thing is a number, or a text such as ``2*r-0.003``, whose letter is
@@ -118,13 +118,13 @@ def make_thing(kind: str, rng: np.random.Generator, name: str = "target") -> Thi
     """Draw size and colours of a kind of TRAIN_THINGS or UNSEEN_THINGS."""
     colour = draw(rng, UNSEEN_COLOURS if kind in UNSEEN_THINGS else TRAIN_COLOURS)
     pale = draw(rng, PALE)
-    scale = SCENERY["things"][kind].get("scale", 1.0) * float(rng.uniform(1.0, 1.2))
+    scale = SCENERY["things"][kind].get("scale", 1.0) * rng.uniform(1.0, 1.2)
     return build_thing(kind, name, scale, colour=colour, pale=pale, content=CONTENT)
 
 
 def crumb(name: str, rng: np.random.Generator) -> Thing:
     colour = draw(rng, TRAIN_COLOURS)
-    half = float(rng.uniform(0.011, 0.016))
+    half = rng.uniform(0.011, 0.016)
     return build_thing("round crumb" if rng.random() < 0.5 else "square crumb", name, half, colour=colour)
 
 

@@ -89,7 +89,6 @@ def test_plan_is_balanced() -> None:
 
 def test_unseen_objects_and_colours_are_not_trained_on() -> None:
     recordings = [recording for recording in make_plan(SimulateConfig(pairs=400, clips=40)) if recording.pairs]
-    assert {recording.split for recording in recordings if recording.unseen} == {"unseen"}
     assert not {*shapes.TRAIN_THINGS, *shapes.TRAIN_COLOURS} & {*shapes.UNSEEN_THINGS, *shapes.UNSEEN_COLOURS}
     for arm in scene.ARMS.values():
         trained = {palette[role].first for palette in arm.palettes for role in ("main", "accent")}
