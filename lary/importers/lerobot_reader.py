@@ -262,7 +262,7 @@ def video_times(path: Path) -> tuple[Doubles, FrameTable | None]:
         table = scan_packets(container, stream)
         if table is not None:
             seconds = float(stream.time_base or 0) * np.array(table.stamps, dtype=np.float64)
-            return np.asarray(seconds), table._replace(packets=())
+            return seconds, table._replace(packets=())
     stamps = [frame.time for frame in decode_video(path)]
     if None in stamps or sorted(set(stamps)) != stamps:
         raise MediaError(f"The video {path} has no ascending time stamps.")

@@ -55,7 +55,7 @@ def rotation_vector(rotation: Doubles) -> Doubles:
     """Axis times angle (3,) of a rotation by less than pi; zero by pi."""
     skew = rotation - rotation.T
     vector = 0.5 * np.array([skew[2, 1], skew[0, 2], skew[1, 0]])
-    sine, cosine = float(np.linalg.norm(vector)), 0.5 * (float(np.trace(rotation)) - 1)
+    sine, cosine = np.linalg.norm(vector), 0.5 * (np.trace(rotation) - 1)
     if sine < 1e-9:
         return np.zeros(3)
     return vector * (math.atan2(sine, cosine) / sine)

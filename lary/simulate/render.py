@@ -55,7 +55,7 @@ class Hits:
     @property
     def point(self) -> Doubles:
         """The points (M, 3) where the rays met a surface."""
-        return np.asarray(self.origin + self.distance[:, None] * self.rays)
+        return self.origin + self.distance[:, None] * self.rays
 
     def only(self, chosen: Mask) -> Hits:
         """The hits that a mask (M,) chooses."""
@@ -78,7 +78,7 @@ def axes_towards(forward: Doubles) -> Axes:
 def displayed(light: Array) -> Pixels:
     """Linear light as gamma-encoded uint8, of the same shape."""
     levels = np.minimum(light, 1.0) * LEVELS + 0.5
-    return np.asarray(DISPLAY[levels.astype(np.int32)])
+    return DISPLAY[levels.astype(np.int32)]
 
 
 class Renderer:
@@ -106,7 +106,7 @@ class Renderer:
         u, v = (2 * x / self.size - 1) * self.reach, (1 - 2 * y / self.size) * self.reach
         right, up, forward = self.axes
         rays = forward + u[:, None] * right + v[:, None] * up
-        return np.asarray(rays / np.sqrt(dot(rays, rays))[:, None])
+        return rays / np.sqrt(dot(rays, rays))[:, None]
 
     def cast(self, origin: Doubles, rays: Doubles, *groups: int) -> Hits:
         """Nearest surface of some groups along unit rays (M, 3) from one point."""
@@ -137,7 +137,7 @@ class Renderer:
     @staticmethod
     def _passes(found: Hits, distance: Doubles) -> Mask:
         """Which rays (M,) meet nothing before a distance (M,)."""
-        return np.asarray((found.geom < 0) | (found.distance > distance - OFF_SURFACE))
+        return (found.geom < 0) | (found.distance > distance - OFF_SURFACE)
 
     def albedo(self, hits: Hits, point: Doubles) -> Doubles:
         """Linear colour (M, 3) of the surfaces at points (M, 3)."""
@@ -151,7 +151,7 @@ class Renderer:
             local = axes[:, 0] * rows[:, :1] + axes[:, 1] * rows[:, 1:2] + axes[:, 2] * rows[:, 2:]
             share = pattern(local, self.period[geom])
             colour[chosen] += share[:, None] * (self.second[geom] - colour[chosen])
-        return np.asarray(colour)
+        return colour
 
     def shade(self, hits: Hits) -> tuple[Doubles, Doubles]:
         """Ambient and lamp light (M, 3) that surfaces reflect without shadows."""
@@ -212,7 +212,7 @@ class Renderer:
         model = self.scene.model
         owners, offsets, radii = [], [], []
         for geom in np.flatnonzero(model.geom_group == MOVING):
-            x, y, z = (float(value) for value in model.geom_size[geom])
+            x, y, z = model.geom_size[geom].tolist()
             kind = int(model.geom_type[geom])
             # mjtGeom: 2 is a sphere, 3 a capsule, 5 a cylinder, 6 a box.
             halves = {2: (x, x, x), 3: (x, x, x + y), 5: (x, x, y)}.get(kind, (x, y, z))
