@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -157,7 +157,7 @@ def motion(steps: Floats, arms: tuple[Pose, ...] = ()) -> Floats:
 
 def in_frame(folder: str, frame: Frame) -> str:
     """A path below ``regression`` or ``regression_relative``, for a frame's motion."""
-    return str(PurePosixPath(FOLDERS[frame], *PurePosixPath(folder).parts[1:]))
+    return "/".join([FOLDERS[frame], *folder.split("/")[1:]])
 
 
 class Moments(NamedTuple):

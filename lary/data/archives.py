@@ -80,7 +80,7 @@ def _shown(name: str) -> str:
 
 
 class _Joined(io.RawIOBase):
-    """The parts of a split archive as one stream, read from start to end."""
+    """The parts of a split archive as one stream."""
 
     def __init__(self, files: list[Any]) -> None:
         self._files = files

@@ -139,7 +139,7 @@ def audit(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> AuditRe
     trains = {spec.roles(chosen)["train"] for chosen in (None, *spec.split_sets)}
     for part in parts:
         findings += inspect_table(part)
-        if config.training is not None and part.name not in trains:
+        if config.training and part.name not in trains:
             findings += find_trained(part, config.training)
         contents.append(digest_frames(part, config.workers, findings) if config.frames else {})
     for (one, mine), (other, theirs) in combinations(zip(parts, contents, strict=True), 2):
@@ -199,7 +199,7 @@ def inspect_table(part: Part) -> list[Finding]:
     if reversed_pairs and len(both) < len(segments):
         found += finding("both_directions", one, both, len(segments))
     found += finding("same_frame", one, list(first[step == 0]))
-    if (stride := part.table.spec.stride) is not None:
+    if stride := part.table.spec.stride:
         odd = rows[(target - source).abs().fillna(stride) != stride]
         spans = list(odd["first"] + " to " + odd["last"])
         found += finding("other_stride", one, spans, stride=stride)

@@ -54,7 +54,7 @@ MPEG4_TICKS = 65535
 
 
 class Task(NamedTuple):
-    """A clip to make: recording, start and duration in seconds, file, and direction."""
+    """A clip to make; start and duration are in seconds."""
 
     source: Path
     start: float
@@ -126,7 +126,7 @@ def prepare_clips(config: ClipConfig, settings: Settings) -> ClipReport:
     """
     folder = settings.path("LARY_ROOT") / "data"
     given = zip(SOURCES, (config.ssv2_root, config.egodex_root), strict=True)
-    roots = {name: root for name, root in given if root is not None}
+    roots = {name: root for name, root in given if root}
     if not roots:
         raise UsageError("Name --ssv2-root, --egodex-root or both: the folders of the recordings.")
     for name, root in roots.items():

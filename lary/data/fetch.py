@@ -36,7 +36,7 @@ SECONDS, SECONDS_TO_LIST, MOST_FILES = 30, 120, 200_000
 
 
 class RemoteFile(NamedTuple):
-    """A file of a repository, of so many bytes.
+    """A file of a repository.
 
     `sha256` is of the content, `git` its SHA-1 as a git object; either may be
     empty.

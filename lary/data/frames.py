@@ -183,7 +183,7 @@ def video_frames(
     frames = None
     with opened_video(path) as (container, stream):
         table = scan_packets(container, stream)
-        if table is not None and table.packets:
+        if table and table.packets:
             frames = pick_frames(stream, table, frame_index, keep)
     if frames is None:
         with opened_video(path) as (container, stream):
@@ -315,9 +315,9 @@ def count_frames(path: Path) -> int:
     """The number of frames that can be read. Raises MediaError."""
     with opened_video(path) as (container, stream):
         table = scan_packets(container, stream)
-        if table is not None:
+        if table:
             last = len(table.stamps) - 1
-            if not table.packets or pick_frames(stream, table, [last], to_rgb) is not None:
+            if not table.packets or pick_frames(stream, table, [last], to_rgb):
                 return last + 1
     with opened_video(path) as (container, stream):
         return sum(1 for _ in decoded(container.demux(stream)))

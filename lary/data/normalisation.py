@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -115,7 +115,7 @@ def load_normaliser(
 
 def relative_stats_file(spec: DatasetSpec, frame: Frame = "world") -> str:
     """The statistics file of relative actions under ``DATA_DIR``, beside these."""
-    folder = PurePosixPath(next(iter(spec.splits.values())).root).parts[:2][-1]
+    folder = next(iter(spec.splits.values())).root.split("/")[:2][-1]
     return f"{actions.FOLDERS[frame]}/{folder}/relative_action_stats_{spec.name}.json"
 
 
@@ -140,7 +140,7 @@ def read_statistics(path: Path, spec: DatasetSpec, command: str) -> Normaliser:
         raise LaryError(f"The action statistics {path} {what}.{make}")
     if not per_robot:
         return Normaliser(str(path), command, shared=robots[""])
-    if spec.unnamed_robot is not None and NO_ROBOT in robots:
+    if spec.unnamed_robot and NO_ROBOT in robots:
         robots = {spec.unnamed_robot[1]: robots[NO_ROBOT], **robots}
     return Normaliser(str(path), command, robots=robots)
 

@@ -50,7 +50,7 @@ def frame_motion(pictures: Iterable[Pixels]) -> Doubles:
         y = picture.astype(np.float64)
         mean_y = box(y)
         var_y = box(y * y) - mean_y * mean_y
-        if before is not None:
+        if before:
             x, mean_x, var_x = before
             product = mean_x * mean_y
             covariance = sample * (box(x * y) - product)
@@ -58,7 +58,7 @@ def frame_motion(pictures: Iterable[Pixels]) -> Doubles:
             values /= (mean_x * mean_x + mean_y * mean_y + c1) * (sample * (var_x + var_y) + c2)
             found.append(1.0 - values[edge, edge].mean())
         before = y, mean_y, var_y
-    return np.array(found, dtype=np.float64)
+    return np.array(found)
 
 
 def gray_frames(path: Path) -> Iterator[Pixels]:
@@ -127,14 +127,14 @@ def write_indices(table: Path, config: IndicesConfig, settings: Settings) -> Ind
     def sampled(cell: str) -> tuple[str, str]:
         try:
             path, kept = inside(root, cell), None
-            if config.cache is not None and path.is_file():  # by content: copies are found again
+            if config.cache and path.is_file():  # by content: copies are found again
                 kept = config.cache / f"{file_digest(path)}_{config.method}_{config.frames}_counted.txt"
                 if kept.is_file():
                     return kept.read_text("utf-8"), ""
             text = ",".join(map(str, sample_video(path, config.frames, config.method)))
         except (MediaError, UsageError) as error:
             return "", str(error)
-        if kept is not None:
+        if kept:
             write_text(kept, text)
         return text, ""
 

@@ -171,7 +171,7 @@ class DatasetSpec:
     citation: str = ""
 
     def split(self, name: str) -> Split:
-        """The split called `name`. Raises UsageError with the names there are."""
+        """The split called `name`. Raises UsageError."""
         if name in self.drawn:
             return Split(self.splits[self.drawn[name].sources[0]].root)
         if name not in self.splits:
@@ -230,7 +230,7 @@ def known_records() -> dict[str, DatasetSpec]:
     """The records in LARY_ROOT/data by name, without unreadable ones."""
     files = sorted(file for folder in record_folder for file in folder.glob("*_dataset.json"))
     records = (_record(file, file.stat().st_mtime_ns) for file in files)
-    return {record.name: record for record in records if record is not None}
+    return {record.name: record for record in records if record}
 
 
 @functools.cache

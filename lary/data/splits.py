@@ -29,7 +29,7 @@ CLIPS, PAIRS = 0.3, 0.25
 def find_table(spec: DatasetSpec, split: str, root: Path, explicit: Path | None = None) -> Path:
     """The CSV of a split: `explicit`, or by the published names below `root`, ``$LARY_ROOT``.
 
-    A drawn split is drawn. Raises UsageError with every path tried.
+    A drawn split is drawn. Raises UsageError.
     """
     names = dict.fromkeys((spec.table_name(split), f"{spec.name}_metadata_{split}.csv", f"{spec.name}_{split}.csv"))
     if explicit is None and split in spec.drawn:
@@ -102,7 +102,7 @@ class SplitReport(NamedTuple):
 
 
 def write_split(table: Path, config: SplitConfig) -> SplitReport:
-    """Split a table into two, with its columns. Raises UsageError where it can't be."""
+    """Split a table into two, with its columns. Raises UsageError."""
     targets = []
     for given, name in ((config.train, "train_"), (config.val, "val_")):
         if given is None and "all_" not in table.name:
@@ -121,7 +121,7 @@ def write_split(table: Path, config: SplitConfig) -> SplitReport:
     frame = tables.read_frame(table, needed=[column] if column else [])
     strata = None if column is None else frame[column].tolist()
     share = config.share if config.share is not None else CLIPS if clips else PAIRS
-    if spec is not None and config.by in ("video", "episode"):
+    if spec and config.by in ("video", "episode"):
         config = replace(config, group_column=config.group_column or spec.group_column)
     groups = own_groups(table, config, media)
     if config.by != "row" and not groups:

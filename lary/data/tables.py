@@ -321,7 +321,7 @@ def usual_pattern(spec: DatasetSpec, column: str) -> str:
     """A pattern (RE2) of cells that `usual_cell` leaves alone."""
     if column == INDEX_COLUMN:
         return "^(0|[1-9][0-9]*)(,(0|[1-9][0-9]*))*$"
-    if spec.path_repair is not None:
+    if spec.path_repair:
         return "^$"
     within = "" if spec.media_depth is None else f"{folder_of(column)}/({SEGMENT}/)*"
     return rf"^({SEGMENT}/)*{within}{SEGMENT}[\w.,()+-]$"
@@ -364,7 +364,7 @@ def usual_cell(spec: DatasetSpec, cell: str, column: str) -> str:
     """A path below its root, repaired and with its folder by the record; or frames."""
     if column == INDEX_COLUMN:
         return ",".join(str(int(part)) for part in cell.split(","))
-    if spec.path_repair is not None:
+    if spec.path_repair:
         cell = evaluate(spec.path_repair[0], cell, spec.path_repair[1])
     return placed(cell, folder_of(column), spec.media_depth)
 

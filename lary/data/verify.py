@@ -104,7 +104,7 @@ def verify(config: CheckConfig, settings: Settings) -> VerifyReport:
     config.check_counts("workers")
     if config.timeout <= 0:
         raise UsageError("--timeout must be above 0 seconds.")
-    if config.manifest is not None and config.depth == "headers":
+    if config.manifest and config.depth == "headers":
         raise UsageError("--manifest holds digests of files that were decoded: leave out --depth headers.")
     if not data_dir.is_dir():
         raise UsageError(f"DATA_DIR {data_dir} is no folder.")

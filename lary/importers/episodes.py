@@ -107,7 +107,7 @@ def atomic_segments(positions: Values, gripper: Values | None, rule: AtomicRule)
     signs = np.array([1.0 if axis[0] == "+" else -1.0 for axis in rule.axes])
     points = positions[:, columns].astype(np.float64) * signs
     if rule.deltas:  # a displacement shows in the next frame
-        points = np.concatenate([np.zeros((1, 3)), np.cumsum(points[:-1], axis=0)])
+        points = np.vstack([np.zeros(3), np.cumsum(points[:-1], axis=0)])
     opened = np.zeros(len(points), bool) if gripper is None else (gripper > rule.grip) == rule.open_high
     segments, start = [], 0
     for before in np.flatnonzero(opened[1:] != opened[:-1]).tolist():

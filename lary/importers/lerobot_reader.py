@@ -179,7 +179,7 @@ class LeRobot:
             if not feature.dtype.startswith("float") and np.abs(exact).max() > EXACT:
                 raise MediaError(f"The column '{key}' has integers above {EXACT}, which float32 does not hold exactly.")
             parts.append(part)
-        return np.concatenate(parts, axis=1)
+        return np.hstack(parts)
 
     def data_path(self, episode: Episode) -> Path:
         """The Parquet file that holds an episode's rows. Raises LaryError."""
@@ -260,7 +260,7 @@ def video_times(path: Path) -> tuple[Doubles, FrameTable | None]:
     """
     with opened_video(path) as (container, stream):
         table = scan_packets(container, stream)
-        if table is not None:
+        if table:
             seconds = float(stream.time_base or 0) * np.array(table.stamps, dtype=np.float64)
             return seconds, table._replace(packets=())
     stamps = [frame.time for frame in decode_video(path)]

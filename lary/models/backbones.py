@@ -81,9 +81,9 @@ def find_file(location: str, names: tuple[str, ...], revision: str | None = None
     Raises UsageError.
     """
     folder: Path | None = as_path(location)
-    if folder is not None and not folder.exists():
+    if folder and not folder.exists():
         folder = fetch_file(location, names, revision)
-    files = [folder / name for name in names if folder is not None]
+    files = [folder / name for name in names if folder]
     return next(filter(Path.is_file, files), None)
 
 

@@ -147,7 +147,7 @@ class VillaX(NetworkEncoder):
 def find_parts(spec: ModelSpec, context: ModelContext) -> tuple[Checkpoint, Checkpoint]:
     """The configuration of villa-X and the weights beside it. Raises UsageError."""
     given = as_path(context.weights) if context.weights not in (None, RANDOM) else None
-    if given is not None and given.is_file():
+    if given and given.is_file():
         given = given.parent
         context = replace(context, weights=str(given))
     config = find_weights(spec, context, weight_layout("villa-x configuration"))

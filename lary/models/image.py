@@ -93,7 +93,7 @@ class ImageEncoder(NetworkEncoder):
         """Clips (B, T, 3, H, W) to all tokens (B, T, leading + N, D)."""
         images = clips.flatten(0, 1)
         inputs = {"pixel_values": images} if self._patch is None else patch_inputs(images, self._patch)
-        tokens: Tensor = self._model(**inputs).last_hidden_state
+        tokens = self._model(**inputs).last_hidden_state
         return tokens.unflatten(0, clips.shape[:2])
 
 

@@ -47,7 +47,7 @@ ABLATION = re.compile(r"dinov3-(cs(\d+)_sl(\d+)_dim(\d+)_lr([0-9.]+[eE][-+]?[0-9
 def ablation(name: str) -> ModelSpec | None:
     """The record of an ablation by its name, or None. Raises UsageError."""
     match = ABLATION.fullmatch(name)
-    if match is None:
+    if not match:
         return None
     base = builtin("dinov3")
     codebook, length, width = (int(match[group]) for group in (2, 3, 4))
@@ -106,7 +106,7 @@ class LatentActions(NetworkEncoder):
         if spec.weights and spec.weights.folder:
             layout = replace(layout, files=(spec.weights.folder,))
         found = find_weights(spec, context, layout)
-        if kind is not None:
+        if kind:
             layout = replace(layout, unused=tuple(set(layout.unused) - DECODER))
         tensors = read_tensors(found.files, layout) if found.seed is None else {}
         options = spec.options_under(context.protocol)

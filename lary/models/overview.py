@@ -34,7 +34,7 @@ def weights_state(spec: ModelSpec, values: Mapping[str, str]) -> tuple[bool, str
         place = locate_weights(spec, values)
     except UsageError as error:
         return False, str(error)
-    if place is not None and as_path(place).exists():
+    if place and as_path(place).exists():
         return True, f"here: {place}"
     return False, f"would be fetched from the hub: {place}. {remedy(spec, 'them')}"
 

@@ -147,7 +147,7 @@ def _resized(frame: Pixels, how: str, height: int, width: int) -> Pixels:
 
         planes = torch.from_numpy(np.ascontiguousarray(frame[None])).permute(0, 3, 1, 2).float()
         planes = torch.nn.functional.interpolate(planes, (height, width), mode=name, antialias=True)
-        fitted: Pixels = planes.round_().clamp_(0, 255).byte()[0].permute(1, 2, 0).contiguous().numpy()
+        fitted = planes.round_().clamp_(0, 255).byte()[0].permute(1, 2, 0).contiguous().numpy()
         return fitted
     if how != "none":
         raise LaryError(f"A record resizes by '{how}', which is no known method: correct its Preprocess.")

@@ -96,7 +96,7 @@ class WanEncoder(NetworkEncoder):
 
     def run(self, videos: Tensor) -> Tensor:
         """Videos (B, 3, T, H, W) to normalised latents (B, D, P, h, w)."""
-        mean: Tensor = self._network.encode(videos).latent_dist.mode()
+        mean = self._network.encode(videos).latent_dist.mode()
         return (mean - self._mean) * self._scale
 
 
@@ -152,7 +152,7 @@ class FluxEncoder(NetworkEncoder):
         import torch
 
         mean = self._network.encode(images).latent_dist.mode()
-        folded: Tensor = torch.nn.functional.pixel_unshuffle(mean, self._fold)
+        folded = torch.nn.functional.pixel_unshuffle(mean, self._fold)
         return (folded - self._mean) / self._std
 
 
@@ -227,7 +227,7 @@ class VJepaEncoder(NetworkEncoder):
     def encode(self, clips: Tensor) -> Latents:
         import torch
 
-        patch: int = self._network.config.patch_size
+        patch = self._network.config.patch_size
         check_frames(self._spec, clips, side=self._size, multiple=patch, least=1 if self._repeat else self._tubelet)
         rest = clips.shape[1] % self._tubelet
         if rest and self._repeat:

@@ -93,7 +93,7 @@ class LoadedEncoder:
         preprocess = self.spec.preprocessing(self._protocol, "pair" if count == 2 else "clip")
         prepared = preprocess.dtype == "uint8" and clips.shape[-1] != 3
         if clips.dtype == torch.uint8 and not prepared:
-            if preprocess.frames is not None:
+            if preprocess.frames:
                 # As `lary.latents.choice.spread`.
                 places = torch.linspace(0, count - 1, preprocess.frames, dtype=torch.float64)
                 clips = clips[:, (places + 0.5).floor().long()]

@@ -180,7 +180,7 @@ class ModelSpec:
 
     def shape(self, protocol: BenchmarkProtocol, media: Media) -> tuple[int, ...]:
         """Tokens of one sample; empty if not in the record."""
-        paper: tuple[int, ...] = getattr(self, f"{media}_shape_paper") if protocol == "paper" else ()
+        paper = getattr(self, f"{media}_shape_paper") if protocol == "paper" else ()
         return paper or getattr(self, f"{media}_shape")
 
 

@@ -170,7 +170,7 @@ def hub_folder(repository: str, revision: str | None, layout: Layout) -> Path:
         with suppress(errors.LocalEntryNotFoundError):  # of an earlier download
             cached = Path(huggingface_hub.snapshot_download(repository, revision=revision, local_files_only=True))
         complete = cached is not None and _is_complete(cached, layout)
-        if cached is not None and complete and COMMIT.fullmatch(revision or ""):
+        if cached and complete and COMMIT.fullmatch(revision or ""):
             return cached
         hub = huggingface_hub.HfApi()
         about = hub.model_info(repository, revision=revision, timeout=HUB_SECONDS)
@@ -181,7 +181,7 @@ def hub_folder(repository: str, revision: str | None, layout: Layout) -> Path:
     except Exception as error:  # each version of huggingface_hub raises its own
         denials = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError)
         denied = isinstance(error, denials)
-        if cached is not None and complete and not denied:
+        if cached and complete and not denied:
             log.info("the hub can't be reached: %s comes from its cache", repository)
             return cached
         raise HubRefusal(_refusal(error, repository, revision), denied or cached is not None) from error

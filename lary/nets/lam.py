@@ -263,7 +263,7 @@ class PatchTokens(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H', W') to tokens (B, H, W, D)."""
-        tokens: Tensor = self.backbone(pixel_values=images).last_hidden_state
+        tokens = self.backbone(pixel_values=images).last_hidden_state
         return tokens[:, self.leading :].unflatten(1, (self.grid, -1))
 
 
@@ -335,7 +335,7 @@ class ResidualBlock(nn.Module):
         self.nin_shortcut = nn.Identity() if narrow == wide else nn.Conv2d(narrow, wide, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv1(F.silu(self.norm1(x)))
+        out = self.conv1(F.silu(self.norm1(x)))
         out = self.conv2(F.silu(self.norm2(out)))
         return self.nin_shortcut(x) + out
 

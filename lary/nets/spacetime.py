@@ -60,14 +60,14 @@ def attend_heads(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tenso
 
 def among_patches(attention: nn.Module, x: Tensor) -> Tensor:
     """Attention among the tokens of each frame: (B, T, N, D) to the same shape."""
-    mixed: Tensor = attention(x.flatten(0, 1))
+    mixed = attention(x.flatten(0, 1))
     return mixed.unflatten(0, x.shape[:2])
 
 
 def among_frames(attention: nn.Module, x: Tensor) -> Tensor:
     """Causal attention over frames of a token: (B, T, N, D) to the same shape."""
     x = x.transpose(1, 2)
-    mixed: Tensor = attention(x.flatten(0, 1), causal=True)
+    mixed = attention(x.flatten(0, 1), causal=True)
     return mixed.unflatten(0, x.shape[:2]).transpose(1, 2)
 
 
@@ -161,7 +161,7 @@ class UniVLANetwork(nn.Module):
         # The same 8 learned tokens precede the patches of every frame.
         latents = torch.cat([self.action_latent_controllable, self.action_latent], dim=2)
         x = torch.cat([latents.expand(*features.shape[:2], -1, -1).to(features), features], dim=2)
-        encoded: Tensor = self.encoder(x)
+        encoded = self.encoder(x)
         return encoded[:, :, : 2 * CODES]
 
     def latent(self, encoded: Tensor) -> Tensor:
@@ -317,7 +317,7 @@ class VillaEncoder(nn.Module):
 
     def patches(self, clips: Tensor) -> Tensor:
         """Clips (B, T, 3, H, W) to patches (B, T, N, width) with their positions."""
-        maps: Tensor = self.embed["proj"](clips.flatten(0, 1))
+        maps = self.embed["proj"](clips.flatten(0, 1))
         return (maps.flatten(2).transpose(1, 2) + self.pe_spatial).unflatten(0, clips.shape[:2])
 
     def tokens(self, patches: Tensor) -> Tensor:

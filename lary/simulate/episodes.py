@@ -201,7 +201,7 @@ def follow(scene: scenes.Scene, script: Script, home: tuple[float, ...], frames:
             return None
         position, rotation = solver.reached(joints)
         states.append(joints)
-        poses.append(np.concatenate([position, to_rpy(rotation)]))
+        poses.append(np.append(position, to_rpy(rotation)))
     return np.array(states), np.array(poses)
 
 
@@ -227,7 +227,7 @@ def stage(recording: Recording) -> tuple[Script, scenes.Scene, scenes.View, scen
         lamp = scenes.lamp_of(room, view, rng)
         scene = scenes.build_scene(arm, palette, scenes.tinted(room, rng), placed)
         solved = follow(scene, script, arm.home, recording.frames)
-        if solved is not None:
+        if solved:
             return script, scene, view, lamp, *solved
     raise LaryError(
         f"The arm {recording.robot} reached none of {ATTEMPTS} situations of '{recording.verb}': check its behaviour."
@@ -258,7 +258,7 @@ def play(recording: Recording, size: int) -> tuple[list[Pixels], Floats]:
         renderer = renderer or Renderer(scene, view, lamp, size)
         frames.append(renderer.frame())
     width, command = np.array([[tool.width, tool.command] for tool in tools]).T[..., None]
-    return frames, np.concatenate([poses, width, joints, command], axis=1).astype(np.float32)
+    return frames, np.hstack([poses, width, joints, command]).astype(np.float32)
 
 
 def perform(recording: Recording, data_dir: Path, size: int) -> None:
@@ -269,7 +269,7 @@ def perform(recording: Recording, data_dir: Path, size: int) -> None:
     if not recording.pairs:
         write_bytes(root / recording.name, encode_video(images))
         return
-    actions = np.concatenate([states[1:, :6], states[1:, 14:]], axis=1)
+    actions = np.hstack([states[1:, :6], states[1:, 14:]])
     for image, frame in zip(images, recording.wanted, strict=True):
         write_bytes(root / recording.image(frame), png_bytes(image, packing=4))
         write_bytes(root / recording.state(frame), npy_bytes(states[frame]))

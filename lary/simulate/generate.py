@@ -85,10 +85,10 @@ def claim_folder(out: Path, record: JsonDict, *, overwrite: bool) -> None:
     """Record what fills the folder. Raises UsageError for what else is in it."""
     data_dir = out / "data"
     found = next((path for path in (out / RECORD, out / UNFINISHED) if path.is_file()), None)
-    if found is not None and read_json(found, "record of a simulation") == record:
+    if found and read_json(found, "record of a simulation") == record:
         return
     stray = next((data_dir / name for name in OWN if (data_dir / name).exists()), None)
-    if found is not None or stray is not None:
+    if found or stray:
         if not overwrite:
             what = f"{found} is the record of another one" if found else f"{stray} exists without a record"
             raise UsageError(
@@ -109,7 +109,7 @@ def robot_stats(recordings: Sequence[Recording], data_dir: Path) -> dict[str, Js
         if recording.pairs and recording.split == "train":
             found = [np.load(data_dir / name, allow_pickle=False) for name in recording.actions]
             chunks.setdefault(recording.robot, []).extend(found)
-    entries = {robot: Moments.of(np.concatenate(each)).entry() for robot, each in sorted(chunks.items())}
+    entries = {robot: Moments.of(np.vstack(each)).entry() for robot, each in sorted(chunks.items())}
     return {robot: {name: entry[name] for name in ("mean", "std", "count")} for robot, entry in entries.items()}
 
 

@@ -107,7 +107,7 @@ class Solver:
         moves, turns = np.empty((2, 3, self.model.nv))
         for step in range(iterations + 1):
             position, rotation = self.reached(joints)
-            error = np.concatenate([target.position - position, rotation_vector(target.rotation @ rotation.T)])
+            error = np.append(target.position - position, rotation_vector(target.rotation @ rotation.T))
             miss, angle = float(np.linalg.norm(error[:3])), float(np.linalg.norm(error[3:]))
             if step == iterations or (miss < POSITION_TOLERANCE and angle < ROTATION_TOLERANCE):
                 break
@@ -116,7 +116,7 @@ class Solver:
             error[3:] *= min(1.0, 0.5 / max(angle, 1e-9))
             mujoco.mj_comPos(self.model, self.data)
             mujoco.mj_jacSite(self.model, self.data, moves, turns, self.site)
-            jacobian = np.concatenate([moves[:, :7], turns[:, :7]])
+            jacobian = np.vstack([moves[:, :7], turns[:, :7]])
             joints = self._step(jacobian, error, joints, DAMPING**2 * min(1.0, miss + angle) + 1e-9)
         return joints, miss
 

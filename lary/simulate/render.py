@@ -101,8 +101,8 @@ class Renderer:
     def through(self, pixels: Ints, places: Sequence[tuple[float, float]]) -> Doubles:
         """Unit rays (places * M, 3) through pixels (M,), by offset from the centre."""
         rows, columns = np.divmod(pixels, self.size)
-        x = np.concatenate([columns + 0.5 + across for across, _ in places])
-        y = np.concatenate([rows + 0.5 + down for _, down in places])
+        x = np.hstack([columns + 0.5 + across for across, _ in places])
+        y = np.hstack([rows + 0.5 + down for _, down in places])
         u, v = (2 * x / self.size - 1) * self.reach, (1 - 2 * y / self.size) * self.reach
         right, up, forward = self.axes
         rays = forward + u[:, None] * right + v[:, None] * up
@@ -279,7 +279,7 @@ class Renderer:
         ids = np.full(self.size**2, -1, np.float32)
         ids[pixels] = front.geom
         edge = self._outlines(image, still, light, ids)
-        changed, result = np.concatenate([dark, pixels, edge]), self.shown.copy()
+        changed, result = np.hstack([dark, pixels, edge]), self.shown.copy()
         result[changed] = displayed(image[changed])
         return result.reshape(self.size, self.size, 3)
 

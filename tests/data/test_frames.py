@@ -104,15 +104,8 @@ def test_frames_are_those_of_sequential_decoding_unsorted_repeated_or_clamped(ki
     for index in CHOICES:
         wanted = expected[np.minimum(index, COUNT - 1)]
         np.testing.assert_array_equal(read_clip([path], index), wanted, err_msg=f"{kind} {index}")
-    fails(
-        MediaError,
-        "ends with frame 59, and frame 99 is asked for",
-        read_frames,
-        [path],
-        [0, 99],
-        clamp=False,
-        fit=np.size,
-    )
+    wrong = "ends with frame 59, and frame 99 is asked for"
+    fails(MediaError, wrong, read_frames, [path], [0, 99], clamp=False, fit=np.size)
 
 
 def test_far_frames_cost_no_decoding_of_all_before_them(videos: Videos) -> None:
