@@ -98,7 +98,7 @@ def load_normaliser(
         usual = f"lary data relative --dataset {spec.name} --csv data/{spec.table_name(spec.train)}"
         command = (rule.relative_command or usual) + ("" if frame == "world" else f" --frame {frame}")
         return read_statistics(data_dir / relative_stats_file(spec, frame), spec, command)
-    if rule.stats_file is not None:
+    if rule.stats_file:
         return read_statistics(data_dir / rule.stats_file, spec, rule.command)
     if rule.mean:
         where = f"the record of {spec.name}"
@@ -129,7 +129,7 @@ def read_statistics(path: Path, spec: DatasetSpec, command: str) -> Normaliser:
     if not path.is_file():
         raise LaryError(f"The action statistics {path} do not exist.{make}")
     found, robots = read_json(path, "statistics file"), dict[str, Statistics]()
-    per_robot = spec.actions.normalisation.stats_file is not None
+    per_robot = spec.actions.normalisation.stats_file
     entries = found.get("robot_stats", found) if isinstance(found, dict) and per_robot else {"": found}
     for name, entry in entries.items() if isinstance(entries, dict) else ():
         if isinstance(entry, dict) and {"mean", "std"} <= set(entry):
@@ -206,7 +206,7 @@ def measure_table(
     Raises LaryError for a broken action file, or if all are missing.
     """
     space = spec.actions
-    if out is None and space.normalisation.stats_file is None:
+    if not (out or space.normalisation.stats_file):
         raise UsageError(f"Data set '{spec.name}' is normalised without a statistics file; name one with --output.")
     table = read_table(spec, spec.train, path=csv, data_dir=data_dir, media=False)
     with progress(len(table), f"statistics of {spec.name}", "file") as bar:
@@ -265,7 +265,7 @@ def write_relative(config: RelativeConfig, settings: Settings) -> RelativeReport
     of the last with it.
     """
     spec = DATASETS.get(config.dataset)
-    per_robot = spec.actions.normalisation.stats_file is not None
+    per_robot = spec.actions.normalisation.stats_file
     source = config.input_root or settings.path("DATA_DIR")
     out = config.output_root or source
     file = out / relative_stats_file(spec, config.frame)

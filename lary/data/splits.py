@@ -32,12 +32,12 @@ def find_table(spec: DatasetSpec, split: str, root: Path, explicit: Path | None 
     A drawn split is drawn. Raises UsageError.
     """
     names = dict.fromkeys((spec.table_name(split), f"{spec.name}_metadata_{split}.csv", f"{spec.name}_{split}.csv"))
-    if explicit is None and split in spec.drawn:
+    if not explicit and split in spec.drawn:
         return draw_table(spec, split, root)
     tried, hint = [root / "data" / name for name in names], "Set LARY_ROOT to the folder above data/, or pass --input"
     if spec.repository:
         hint += f"; 'lary data download --include {spec.name}' fetches it"
-    if explicit is not None:
+    if explicit:
         tried, hint = [explicit], "Check the path"
     for path in tried:
         if path.is_file():

@@ -191,7 +191,7 @@ class SampleTable:
     @cached_property
     def sources(self) -> list[str]:
         """The episode or video of every sample, empty where nothing names it."""
-        if self.spec.group_column is not None:
+        if self.spec.group_column:
             return [cell.strip() for cell in self.frame[self.spec.group_column]]
         return [matched(self.spec.group_pattern, self.shown(at, self._media[0])) for at in range(len(self))]
 

@@ -63,7 +63,7 @@ def read_preprocess(location: str) -> Preprocess:
     pixels, and ImageNet's statistics. Raises UsageError.
     """
     file = find_file(location, PROCESSORS)
-    if file is None:
+    if not file:
         size = configured_size(location) or 224
         log.info("%s has no %s: resized to %d, ImageNet's mean and std", location, PROCESSORS[0], size)
         return Preprocess(size=size, resize="pil_bicubic", mean=IMAGENET_MEAN, std=IMAGENET_STD, reader="pil")
@@ -96,7 +96,7 @@ def configured_size(location: str) -> int | None:
     import transformers
 
     file = find_file(location, (CONFIG,))
-    if file is None:
+    if not file:
         return None  # the error for the missing weights follows
     try:
         tower: Any = transformers.AutoConfig.for_model(**read_config(file.parent))
@@ -153,7 +153,7 @@ class AnyBackbone(NetworkEncoder):
         if context.weights == RANDOM:
             location = (spec.weights or Weights()).hub or ""
             file = find_file(location, (CONFIG,), context.revision)
-            if file is None:
+            if not file:
                 raise UsageError(f"Model '{spec.name}': {location} has no {CONFIG}, or can't be reached.")
             folder, found = file.parent, random_weights(context.seed, file.read_text("utf-8"))
         else:
@@ -164,7 +164,7 @@ class AnyBackbone(NetworkEncoder):
         config = getattr(config, "vision_config", None) or config
         tower = type(config).__name__.replace("Config", "Model")  # is not in the mapping for X-CLIP
         model_class: Any = transformers.MODEL_MAPPING.get(type(config), getattr(transformers, tower, None))
-        if model_class is None:
+        if not model_class:
             raise UsageError(f"Model '{spec.name}': transformers has no '{config.model_type}' backbone.")
         self._config, self._layer = config, spec.options["layer"]
         if config.model_type == "vit_mae":
@@ -194,7 +194,7 @@ class AnyBackbone(NetworkEncoder):
 
     def run(self, clips: Tensor) -> Tensor:
         """Clips (B, T, 3, H, W) to tokens (B, T, N, D), of a video network (B, N, D)."""
-        if self._frames is not None:
+        if self._frames:
             return self.run_windows(clips, self._frames)
         features = self._features(self._outputs(clips.flatten(0, 1)))
         return self._cells.of(features).unflatten(0, clips.shape[:2])
@@ -316,7 +316,7 @@ class AnyBackbone(NetworkEncoder):
         elif isinstance(patch, int):  # each step of a clip has the cells of an image
             before = features.shape[1] - (side // patch) ** 2 * (frames // self._tubelet)
             cells = Cells(side // patch, before) if before in (0, extra[0]) else None
-        if cells is None:
+        if not cells:
             raise UsageError(
                 f"{kind} gives {' x '.join(map(str, features.shape[1:]))} values, in which "
                 "no square of patches can be told from other tokens."

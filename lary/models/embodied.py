@@ -30,10 +30,8 @@ ARCHITECTURE = "IgorModel"
 """Name of the network in villa-X's configuration."""
 HUB_FOLDER = "lam"
 """Folder of villa-X in its hub repository, of which a whole copy will do."""
-UNUSED = {
-    *("grid_size", "embed_tokens"),  # follow from others: the published loader overwrites them
-    *("augment_type", "augment_level", "random_crop_scale", "random_crop_ratio"),
-}
+DERIVED = {"grid_size", "embed_tokens"}
+"""Fields that follow from others: the published loader overwrites them."""
 MULTIPLES = {
     "patch_size": "resolution",
     "encoder_n_heads": "encoder_embed_dim",
@@ -177,7 +175,7 @@ def read_villa_config(file: Path) -> VillaConfig:
     except ValidationError as error:
         wrong = first_names(f"{each['loc'][0]} {each['input']!r:.40}" for each in error.errors())
         raise LaryError(f"{file} has values that make no network: {wrong}.") from error
-    if unknown := sorted((config.model_extra or {}).keys() - UNUSED):
+    if unknown := sorted((config.model_extra or {}).keys() - DERIVED):
         log.warning("%s has fields that the published loader ignores: %s", file, ", ".join(unknown))
     for part, whole in MULTIPLES.items():
         width, divisor = getattr(config, whole), getattr(config, part)

@@ -47,7 +47,7 @@ class NetworkEncoder:
     ) -> None:
         self._spec, self._device = spec, context.device
         self.identity, self.dim = identity, dim or spec.dim
-        if spec.dim is not None and self.dim != spec.dim:
+        if spec.dim and self.dim != spec.dim:
             log.info("%s: the weights have D = %d, not %d as in the record", spec.name, self.dim, spec.dim)
 
     def encode(self, clips: Tensor) -> Latents:
@@ -88,7 +88,7 @@ def check_frames(spec: ModelSpec, clips: Tensor, *, side: int | None = None, mul
     if clips.ndim != 5 or clips.shape[2] != 3 or not clips.numel():
         raise LaryError(f"{spec.name} encodes clips (B, T, 3, H, W), not {list(clips.shape)}.")
     height, width = clips.shape[-2:]
-    if side is not None and (height, width) != (side, side):
+    if side and (height, width) != (side, side):
         raise LaryError(f"{spec.name} needs frames of {side} x {side} pixels, not {width} x {height}.")
     if height % multiple or width % multiple:
         raise LaryError(f"{spec.name} needs frames whose sides are multiples of {multiple}, not {width} x {height}.")

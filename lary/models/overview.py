@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from lary.types import Latents
 
 REFERENCE = Path(lary.__file__).parent / "results" / "reference"
-"""Tables of the benchmark's paper; their titles and columns are in ``records.json``."""
+"""Tables of the benchmark's paper."""
 
 
 def weights_state(spec: ModelSpec, values: Mapping[str, str]) -> tuple[bool, str]:
     """Whether a model's weights are here, and where or what is missing."""
-    if spec.weights is None:
+    if not spec.weights:
         return True, "needs none"
     try:
         place = locate_weights(spec, values)
@@ -48,7 +48,7 @@ def models_table(values: Mapping[str, str]) -> str:
     rows: list[tuple[str, ...]] = [("key", "paradigm", "D", "pair", "clip", "params (M)", "weights", "licence")]
     for spec in MODELS:
         here, _ = weights_state(spec, values)
-        state = "none needed" if spec.weights is None else "here" if here else "missing"
+        state = "none needed" if not spec.weights else "here" if here else "missing"
         parameters = f"{spec.parameters_m:.2f}" if spec.parameters_m is not None else "-"
         shapes = map(shape_text, (spec.pair_shape, spec.clip_shape))
         rows.append((spec.name, spec.paradigm, str(spec.dim or "-"), *shapes, parameters, state, spec.licence or "-"))
@@ -100,7 +100,7 @@ def published_numbers(spec: ModelSpec) -> list[str]:
     for row in paper_rows("lam_ablation"):
         if sizes.items() <= row.items():
             found["ablations"] = row
-    if not found and spec.weights is not None:
+    if not found and spec.weights:
         return ["the paper's tables have no numbers of this model"]
     return [
         f"{title}: " + ", ".join(f"{name} {value}" for name, value in row.items() if name not in paper["facts"])

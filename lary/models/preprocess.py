@@ -118,7 +118,7 @@ def resize_frame(frame: Pixels, preprocess: Preprocess) -> Pixels:
             raise LaryError(f"A frame of {width} x {height} pixels has {limit}.")
         return frame
     goal = (size, size)
-    if short is not None:
+    if short:
         goal = (int(short * height / width), short) if width < height else (short, int(short * width / height))
     frame = frame if goal == (height, width) else _resized(frame, preprocess.resize, *goal)
     if min(frame.shape[:2]) < size:

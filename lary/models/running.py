@@ -128,7 +128,7 @@ class LoadedEncoder:
             return f"returned tokens of shape {shape} for {count} samples, expected (B, P, N, D), (B, N, D) or (B, D)"
         if not tokens.is_floating_point():
             return f"returned tokens of {str(tokens.dtype).removeprefix('torch.')}, expected floating-point numbers"
-        if self.dim is not None and shape[-1] != self.dim:
+        if self.dim and shape[-1] != self.dim:
             return f"returned tokens of latent dimension {shape[-1]}, its record says {self.dim}"
         media = MEDIA.get(clips.shape[1])
         if media and self.dim == self.spec.dim and self.spec.preprocess.frames is None:

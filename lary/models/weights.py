@@ -77,10 +77,10 @@ def find_weights(spec: ModelSpec, context: ModelContext, layout: Layout = TRANSF
         )
     files = _files_at(spec, path, layout)
     beside, config = files[0].parent / CONFIG, None
-    if layout.kind is not None and beside.is_file():
+    if layout.kind and beside.is_file():
         content = read_json(beside, "model configuration")
         config = content if isinstance(content, dict) and content.get(layout.kind[0]) == layout.kind[1] else None
-    described = config is not None or (not layout.files and beside.is_file())
+    described = config or (not layout.files and beside.is_file())
     named = [beside, *files] if described else files
     parts = chain.from_iterable(in_threads(lambda file: (file.name, file_digest(file, 64)), named, 4))
     return Checkpoint(files, config, WeightsIdentity(digest(*parts), revision))

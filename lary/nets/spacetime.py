@@ -177,14 +177,18 @@ class UniVLANetwork(nn.Module):
 class VillaConfig(BaseModel, strict=True, frozen=True, extra="allow"):
     """Fields of the published ``model_config.json`` with their defaults.
 
-    `use_xformers` (another kernel of the same attention), `use_qk_norm` and the
-    decoder's fields don't change what is encoded.
+    Augmentation, `use_xformers` (another kernel of the same attention),
+    `use_qk_norm` and the decoder's fields don't change what is encoded.
     """
 
     resolution: PositiveInt = 224
     patch_size: PositiveInt = 14
     in_channels: PositiveInt = 3
     d_t: PositiveInt = 8
+    augment_type: Any = "resize_crop"
+    augment_level: Any = "clip"
+    random_crop_scale: Any = (0.8, 1.0)
+    random_crop_ratio: Any = (0.75, 4 / 3)
     mlp_ratio: PositiveFloat = 4.0
     use_xformers: bool | None = None
     encoder_depth: PositiveInt = 12
