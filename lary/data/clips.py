@@ -87,7 +87,7 @@ def parse_clips(value: object, times: Times = "clock") -> list[tuple[int, float,
 
 
 def clip_tasks(
-    source: str, seeds: Iterable[Sequence[str]], root: Path, out: Path, wanted: frozenset[str], times: Times = "clock"
+    source: str, seeds: Iterable[Sequence[str]], root: Path, out: Path, wanted: set[str], times: Times = "clock"
 ) -> list[Task]:
     """The wanted clips of `seeds` (``video_path``, ``seed_output``), forward first.
 
@@ -137,7 +137,7 @@ def prepare_clips(config: ClipConfig, settings: Settings) -> ClipReport:
         raise UsageError(f"There is none of {', '.join(CLIP_TABLES)} in {folder}: set LARY_ROOT or pass --metadata.")
     out = config.output_dir or settings.path("DATA_DIR") / "classification"
     rows = [row for table in tables for row in read_columns(table, "dataset", "video_path")]
-    wanted = frozenset(path.strip().replace("\\", "/") for source, path in rows if source.strip() in roots)
+    wanted = {path.strip().replace("\\", "/") for source, path in rows if source.strip() in roots}
     groups = defaultdict[Path, list[Task]](list)
     for source, root in roots.items():
         named = config.seed_egodex if source == EGODEX else config.seed_ssv2

@@ -122,17 +122,17 @@ class LeRobotImport:
             middle = float(min(ends) + max(ends)) / 2
         return MotionCut(position, column, AtomicRule.of(self.config, middle))
 
-    def _choose_validation(self) -> frozenset[int]:
+    def _choose_validation(self) -> set[int]:
         """Episodes that validate, as declared (``"40:50"``) or a random share."""
         numbers = [episode.index for episode in self.episodes]
         declared = self.data.meta.splits or {}
         for name in VALIDATION:
             ends = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", str(declared.get(name)))
-            chosen = frozenset(numbers).intersection(range(*map(int, ends.groups())) if ends else ())
+            chosen = {number for number in numbers if ends and number in range(*map(int, ends.groups()))}
             if 0 < len(chosen) < len(numbers):
                 return chosen
         count = min(max(1, round(self.config.share * len(numbers))), len(numbers) - 1)
-        return frozenset(np.random.default_rng(self.config.seed).permutation(numbers)[:count].tolist())
+        return {*np.random.default_rng(self.config.seed).permutation(numbers)[:count].tolist()}
 
     def preview(self) -> str:
         data, cut = self.data, self.cut

@@ -187,9 +187,9 @@ class AnyBackbone(NetworkEncoder):
             del self._model.predictor  # it has no part in tokens
             self._further["skip_predictor"] = True
         tubelet = getattr(config, "tubelet_size", 1)
-        self._tubelet: int = tubelet if isinstance(tubelet, int) else tubelet[0]
+        self._tubelet = tubelet if isinstance(tubelet, int) else tubelet[0]
         most = getattr(config, "frames_per_clip", None)
-        self._frames: int | None = getattr(config, "num_frames", most)
+        self._frames = getattr(config, "num_frames", most)
         self._cells = self._find_cells()
 
     def run(self, clips: Tensor) -> Tensor:

@@ -67,8 +67,8 @@ class UniVLA(NetworkEncoder):
         model_class, unused = transformers.Dinov2WithRegistersModel, ("embeddings.mask_token",)
         self.backbone = transformers_model(model_class, config, found, lambda: inner, context.device, unused)
         super().__init__(spec, context, found.identity, sizes["latent_dim"])
-        self._patch: int = backbone["patch_size"]
-        self._leading: int = 1 + backbone["num_register_tokens"]
+        self._patch = backbone["patch_size"]
+        self._leading = 1 + backbone["num_register_tokens"]
 
     def encode(self, clips: Tensor) -> Latents:
         check_frames(self._spec, clips, multiple=self._patch, least=2)

@@ -63,7 +63,7 @@ class ImageEncoder(NetworkEncoder):
         model_class = getattr(transformers, backbone.model)
         with built_from(found.folder, backbone.model):
             settings = model_class.config_class.from_dict(image_tower(config))
-        self._side: int = spec.preprocessing(context.protocol).size
+        self._side = spec.preprocessing(context.protocol).size
         if backbone.one_size and settings.image_size != self._side:
             raise UsageError(
                 f"Weights of '{spec.name}': {found.folder} is for images of {settings.image_size} pixels, "
@@ -77,10 +77,10 @@ class ImageEncoder(NetworkEncoder):
 
         self._model = transformers_model(model_class, settings, found, read, context.device, backbone.unused)
         super().__init__(spec, context, found.identity, settings.hidden_size)
-        self._mix_planes: bool = options["mix_planes"]
+        self._mix_planes = options["mix_planes"]
         self._leading = backbone.leading + int(getattr(settings, "num_register_tokens", 0) or 0)
         self._class_token = backbone.leading > 0
-        self._patch: int | None = settings.patch_size if backbone.patches else None
+        self._patch = settings.patch_size if backbone.patches else None
 
     def encode(self, clips: Tensor) -> Latents:
         """Clips to tokens (B, T, N, D), class tokens (B, T, D). Raises LaryError."""

@@ -90,7 +90,7 @@ class LatentActions(NetworkEncoder):
 
     def __init__(self, spec: ModelSpec, context: ModelContext) -> None:
         options = spec.options_under(context.protocol)
-        self._latent: str = options["latent"]
+        self._latent = options["latent"]
         if self._latent not in LATENTS:
             raise UsageError(f"Latent '{self._latent}' of '{spec.name}': there is {', '.join(LATENTS)}.")
         network, identity = self.open(spec, context)

@@ -82,7 +82,7 @@ class WanEncoder(NetworkEncoder):
             raise LaryError(f"{found.file}: latents_mean and latents_std don't have one value for each of {self.dim}.")
         self._mean, self._scale = mean[:, None, None, None], 1.0 / std[:, None, None, None]
         self._single = options["frames_of_a_pair"] == "as images"
-        self._cell: int = self._network.config.patch_size * 2 ** (len(self._network.config.dim_mult) - 1)
+        self._cell = self._network.config.patch_size * 2 ** (len(self._network.config.dim_mult) - 1)
 
     def encode(self, clips: Tensor) -> Latents:
         """Clips (B, T, 3, H, W) in [-1, 1] to tokens (B, P, N, D) float32."""
@@ -128,7 +128,7 @@ class FluxEncoder(NetworkEncoder):
         self._std = (norm.running_var[:, None, None] + norm.eps).sqrt()
         super().__init__(spec, context, found.identity, len(norm.running_mean))
         self._reshaped = options["axes"] == "reshaped"
-        self._fold: int = config.patch_size[0]
+        self._fold = config.patch_size[0]
         self._cell = self._fold * 2 ** (len(config.block_out_channels) - 1)
 
     def encode(self, clips: Tensor) -> Latents:
@@ -218,7 +218,7 @@ class VJepaEncoder(NetworkEncoder):
         self._network = with_weights(network, found, lambda: read_renamed(found, "vjepa2"), context.device)
         super().__init__(spec, context, found.identity, network.config.hidden_size)
         self._repeat = options["incomplete_tubelet"] == "repeat the last frame"
-        self._tubelet: int = network.config.tubelet_size
+        self._tubelet = network.config.tubelet_size
         rotary = Rotary(network.encoder.layer[0].attention)
         for layer in network.encoder.layer:
             layer.attention.apply_rotary_embeddings = rotary

@@ -114,30 +114,31 @@ class LoadedEncoder:
             ) from error
         if wrong := self._broken_promise(latents, clips):
             raise LaryError(
-                f"Model '{self.spec.name}' {wrong}. Correct its encode or its record; `lary check-model` shows both."
+                f"Model '{self.spec.name}' returned {wrong}. Correct its encode or its record; `lary check-model` "
+                "shows both."
             )
         return latents
 
     def _broken_promise(self, latents: object, clips: Tensor) -> str | None:
-        """What is wrong with an answer, to end a sentence; None if nothing."""
+        """What a wrong answer is, to follow "returned"; None for a right one."""
         if not isinstance(latents, Latents) or not hasattr(latents.tokens, "is_floating_point"):
-            return f"returned {type(latents).__name__}, expected Latents, a tensor of tokens, or (tokens, indices)"
+            return f"{type(latents).__name__}, expected Latents, a tensor of tokens, or (tokens, indices)"
         tokens, codes, count = latents.tokens, latents.codes, len(clips)
         shape = tuple(tokens.shape)
         if len(shape) < 2 or shape[0] != count:
-            return f"returned tokens of shape {shape} for {count} samples, expected (B, P, N, D), (B, N, D) or (B, D)"
+            return f"tokens of shape {shape} for {count} samples, expected (B, P, N, D), (B, N, D) or (B, D)"
         if not tokens.is_floating_point():
-            return f"returned tokens of {str(tokens.dtype).removeprefix('torch.')}, expected floating-point numbers"
+            return f"tokens of {str(tokens.dtype).removeprefix('torch.')}, expected floating-point numbers"
         if self.dim and shape[-1] != self.dim:
-            return f"returned tokens of latent dimension {shape[-1]}, its record says {self.dim}"
+            return f"tokens of latent dimension {shape[-1]}, its record says {self.dim}"
         media = MEDIA.get(clips.shape[1])
         if media and self.dim == self.spec.dim and self.spec.preprocess.frames is None:
             side = self.spec.preprocessing(self._protocol, media).size
             wanted = self.spec.shape(self._protocol, media) if clips.shape[-2:] == (side, side) else ()
             if wanted and shape[1:] != wanted:
-                return f"returned tokens of shape {shape[1:]} for a {media}, its record says {wanted}"
+                return f"tokens of shape {shape[1:]} for a {media}, its record says {wanted}"
         if codes is not None and (codes.is_floating_point() or len(codes) != count):
-            return f"returned codes of shape {tuple(codes.shape)} and {codes.dtype}, expected whole numbers (B, ...)"
+            return f"codes of shape {tuple(codes.shape)} and {codes.dtype}, expected whole numbers (B, ...)"
         return None
 
 
