@@ -1,8 +1,11 @@
 """What all tests share: no variable of the user's environment leaks into a test, one thread does the arithmetic."""
 
+import importlib
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 # Two test processes with two threads each would fight over two cores; a worker inherits what its controller has set.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -55,11 +58,25 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def no_figures() -> Iterator[None]:
     """Pictures are written, but nothing is drawn on them: that takes seconds each, and they have tests of their own."""
-    import matplotlib.figure
+    from matplotlib.figure import Figure
+
+    from lary.results import figures
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matplotlib.figure.Figure, "draw", lambda *_: None)
+        patch.setattr(Figure, "draw", lambda *_: None)
+        patch.setattr(figures, "_trajectory", lambda *_: nullcontext(Figure((1, 1))))
+        patch.setattr(figures, "confusion_figure", lambda *_: b"")
         yield
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that train together are forked from one that has loaded their libraries, and not started anew."""
+    spawn: Any = importlib.import_module("torch.multiprocessing.spawn")
+    start = spawn.start_processes
+    monkeypatch.setattr(
+        spawn, "start_processes", lambda *own, **how: start(*own, **how | {"start_method": "forkserver"})
+    )
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import multiprocessing
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,11 @@ from lary.settings import Settings, load_settings
 FIXTURES = Path(__file__).parent / "fixtures"
 """Tables of the published form, results of older versions, and a tree that version 0.1 wrote."""
 INPUTS: dict[str, Any] = yaml.safe_load((FIXTURES / "inputs.yaml").read_text())
+
+
+FORKED = multiprocessing.get_context("forkserver")
+"""Starts processes that have loaded what trainings need: each is a copy of one."""
+FORKED.set_forkserver_preload(["accelerate", "lary.runs.probe", "tests.lam.made", "tests.probes.made"])
 
 
 @dataclass(frozen=True)

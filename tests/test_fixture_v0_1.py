@@ -9,6 +9,7 @@ import pytest
 
 from tests.helpers import FIXTURES, printed, rows_of
 
+pytestmark = pytest.mark.usefixtures("no_figures")
 FIXTURE = FIXTURES / "v0_1"
 GRID = ("--plugin", FIXTURE / "plugins/tiny_grid.py", "--model", "tiny-grid")
 OWN = ("--plugin", FIXTURE / "plugins/own_weights.py", "--model", "own-weights")

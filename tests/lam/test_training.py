@@ -2,9 +2,6 @@
 
 import json
 import random
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,18 +20,10 @@ from lary.models.running import build
 from lary.models.spec import MODELS, ModelContext
 from lary.probes.team import Team, launch
 from lary.types import LaryError, UsageError
-from tests.helpers import fails, printed
+from tests.helpers import FORKED, fails, printed
 from tests.lam.made import FEATURES, MadePairs, losses, made_training
 from tests.tiny_networks import tiny_record
 from tests.tree import write_image
-
-WORK = """
-import sys, torch
-from pathlib import Path
-from tests.lam.made import made_training
-torch.set_num_threads(1)
-made_training(folder=Path(sys.argv[1]), steps=60, checkpoint_minutes=0.0).run()
-"""
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -47,6 +36,11 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
         assert torch.equal(one[key], other[key]), key
 
 
+def train_alone(folder: Path) -> None:
+    torch.set_num_threads(1)
+    made_training(folder=folder, steps=60, checkpoint_minutes=0.0).run()
+
+
 @pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_killed_training_resumes_with_the_same_bits(kills: int, tmp_path: Path) -> None:
     torch.set_num_threads(1)
@@ -54,18 +48,19 @@ def test_a_killed_training_resumes_with_the_same_bits(kills: int, tmp_path: Path
     folder, draw, seen = tmp_path / "parts", random.Random(3), []
     state = folder / ".work" / "state.pt"
     for _ in range(kills):
-        process = subprocess.Popen([sys.executable, "-c", WORK, str(folder)], stderr=subprocess.DEVNULL)
+        process = FORKED.Process(target=train_alone, args=(folder,))
+        process.start()
         before = state.stat().st_mtime_ns if state.exists() else 0
         while not state.exists() or state.stat().st_mtime_ns == before:  # it has begun to train
-            assert process.poll() is None
+            assert process.is_alive()
             time.sleep(0.01)
         time.sleep(draw.uniform(0.0, 0.1))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         seen.append(torch.load(state, weights_only=True)["step"])
     assert seen == sorted(seen)
     assert 0 < seen[0] <= seen[-1] < 60, seen
-    subprocess.run([sys.executable, "-c", WORK, str(folder)], check=True)
+    train_alone(folder)
     assert_same(weights(folder), weights(tmp_path / "whole"))
     records = [json.loads((tmp_path / name / "training.json").read_text()) for name in ("whole", "parts")]
     assert records[0]["curves"] == records[1]["curves"]
@@ -85,6 +80,7 @@ def in_team(folder: Path, team: Team, device: str) -> None:
 TEAMS = (("corrected", 7), ("paper", 6))
 
 
+@pytest.mark.usefixtures("forked")
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     launch(in_team, (tmp_path,), ("cpu", "cpu"))
     for recipe, size in TEAMS:
@@ -267,7 +263,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(images: Path, words: str, code: int = 0, has: tuple[str, ...] = ()) -> str:
     steps = "" if "--steps" in words else "--steps 12"
-    return printed(*f"train lam --dataset {images} --workers 1 {TINY} {steps} {words}".split(), code=code, has=has)
+    small = TINY if "--batch-size" not in words else TINY.partition(" --batch-size")[0]
+    return printed(*f"train lam --dataset {images} --workers 1 {small} {steps} {words}".split(), code=code, has=has)
 
 
 def test_the_command_trains_resumes_and_exports(images: Path, tmp_path: Path) -> None:
@@ -295,7 +292,7 @@ def test_every_backbone_is_trained_on(name: str, images: Path, tmp_path: Path, m
     spec = MODELS.get(name) if name == "random-vit" else tiny_record(name)
     monkeypatch.setattr("lary.lam.network.MODELS", Mock(get=lambda _: spec))
     export = "" if name == "random-vit" else "--weights random --export published"
-    train(images, f"--backbone {name} --out {tmp_path} --steps 2 {export}")
+    train(images, f"--backbone {name} --out {tmp_path} --steps 2 --batch-size 2 --monitor-pairs 3 {export}")
     record = json.loads((tmp_path / "training.json").read_text())
     assert record["backbone"]["model"] == name
     assert record["options"]["lr"] == (3e-4 if "lr3e-4" in name else 1e-4)

@@ -140,7 +140,7 @@ def damage(folder: Path) -> dict[str, str]:
     (folder / "9.mp4").symlink_to("9.mp4")
     return {
         "1.mp4": "", "2.mp4": "", "3.mp4": "", "4.mp4": "video stream", "5.mp4": "No such file",
-        "6.mp4": "no regular file", "hangs.mp4": "no answer within 3 s", "crashes.mp4": "crashed (signal 9)",
+        "6.mp4": "no regular file", "hangs.mp4": "no answer within 6 s", "crashes.mp4": "crashed (signal 9)",
         "9.mp4": "symbolic links",
     }  # fmt: skip
 
@@ -154,7 +154,7 @@ def test_five_percent_damaged_files(tmp_path: Path, handicap: None) -> None:
     cells = {"action": "pick", "sample_indices": "0,2,4"}
     rows = [{"video_path": f"AgiBotWorld-Beta/val/{name}.mp4", **cells} for name in names]
     write_table(tmp_path / "data" / "robot_1st_metadata_val.csv", rows)
-    words = ("extract", "--model", MODEL, "--dataset", "robot_1st", "--split", "val", "--read-timeout", "3")
+    words = ("extract", "--model", MODEL, "--dataset", "robot_1st", "--split", "val", "--read-timeout", "6")
     printed(*words, "--workers", "5", root=tmp_path, code=1)  # more readers than other tests have left
     found = {Path(row["path"]).name: row["reason"] for row in rows_of(latents(tmp_path, "robot_1st") / FAILURES)}
     assert sorted(found) == sorted(reasons)

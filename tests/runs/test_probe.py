@@ -153,6 +153,7 @@ def test_what_the_paper_protocol_changes_is_named(place: Path) -> None:
     assert probe(place).result.protocol_notes == ()
 
 
+@pytest.mark.usefixtures("forked")
 def test_every_device_of_a_list_trains(made: Path, tmp_path: Path) -> None:
     """Two processes leave one result, whose numbers are those of one process."""
     alone = probe(made, logs=tmp_path / "one").result

