@@ -35,6 +35,19 @@ os.stat = stat
 """
 
 
+LONG = ("golden/test_probes", "hostile/", "lam/test_training", "runs/", "simulate/", "test_examples", "test_fi")
+"""Files that are begun first, since a process that has a file does it alone."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False  # else the files with the fewest tests are begun last
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.removeprefix("tests/").startswith(LONG))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def own_records() -> Iterator[None]:
     """What the fixtures of a module register is forgotten after it."""

@@ -146,10 +146,10 @@ def test_names_of_records_are_compared_nowhere() -> None:
 
 
 @pytest.mark.parametrize("module", ["lary", "lary.cli", "lary.data.spec", "lary.models.spec", "lary.settings"])
-def test_import_is_light_and_fast(module: str) -> None:
-    """Of `lary` in seconds of the clock; the others import what many commands need."""
-    code = f"import sys, time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t, *sys.modules)"
+def test_import_is_light(module: str) -> None:
+    """`lary` alone loads no other module of its own before a name is asked for."""
+    code = f"import sys; import {module}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    seconds, *loaded = done.stdout.split()
+    loaded = done.stdout.split()
     assert not set(HEAVY) & set(loaded), f"importing {module} loads heavy libraries"
-    assert module != "lary" or float(seconds) < 0.2
+    assert module != "lary" or len([name for name in loaded if name.startswith("lary")]) < 3
