@@ -21,8 +21,6 @@ AT_ROOT = ("extract", "run", "regress", "classify", "data")
 EXTRACT = "extract --dataset calvin --split val --workers 1 --overwrite --model"
 RUN = "run --dataset calvin --probe-preset demo --workers 1 --model"
 MISTAKES = {
-    "extract --modle pixels": "Did you mean --model",
-    "regress --model pixels --dataset calvin --model-type mpl": 'Did you mean "mlp"',
     f"{EXTRACT} dinov2-orign": "Did you mean dinov2-origin",
     f"{EXTRACT} pixels --device cuda": "use --device auto",
     f"{EXTRACT} pixels --plugin none.py": "correct its path",
@@ -32,12 +30,8 @@ MISTAKES = {
     f"{EXTRACT} own2 --plugin own2.py": "latent dimension 16, its record says 8. Correct",
     f"{EXTRACT} own3 --plugin own3.py": "not finite",
     f"{EXTRACT} pixels --plugin own4.py": "choose another name",
-    "extract --model pixels --dataset calvn --split val": "Did you mean calvin?",
-    f"{RUN} pixels --folds 1": "must be at least 2; leave the option out",
     f"{RUN} pixels --model-type ridge --epochs 3": "leave it out, or take the probe dit",
-    f"{RUN} pixels --relative-frame local": "it needs --action-mode relative",
     "regress --model pixels --dataset calvin": "Run 'lary extract --model pixels --dataset calvin --split train' first",
-    "classify --model pixels --dataset calvin": "use 'lary regress'",
     "check-model own0.py": "own0.py:NAME",
     "config set DATADIR x": "Did you mean DATA_DIR?",
     "sweep bad.yaml": "line 1",

@@ -1,7 +1,6 @@
 """Videos that several LeRobot episodes share: drifting starts, lost frames, clocks, damaged pictures; what is read."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lary.data.images import read_image
-from lary.importers.lerobot_reader import LeRobot, frame_numbers, open_lerobot, stretch_ends
+from lary.importers.lerobot_reader import LeRobot, frame_numbers, open_lerobot
 from lary.types import LaryError, MediaError
 from tests.helpers import fails
 from tests.importers.test_lerobot import STRIDE, failed, rows, run
@@ -94,13 +93,6 @@ def test_a_video_that_lost_frames_anywhere_is_left_out(tmp_path: Path, lost: int
     assert "".join(failed(tmp_path)) == "0123".replace(right, "")
 
 
-def test_places_of_episodes_some_of_which_were_removed() -> None:
-    first, rows_of_each = np.array([5, 20, 40]), np.array([10, 10, 10])
-    assert stretch_ends(first, rows_of_each, 60).tolist() == [20, 40, 60], "gaps contradict nothing"
-    assert stretch_ends(first, rows_of_each, 45).tolist() == [20, 40, 40], "the last one has no stretch"
-    assert stretch_ends(np.array([-1, 9, 19]), rows_of_each, 60).tolist() == [-1, 9, 19]
-
-
 @pytest.mark.parametrize("kind", ["joined", "v2.1"])
 def test_times_of_a_real_clock(tmp_path: Path, kind: str) -> None:
     if kind == "joined":
@@ -128,20 +120,6 @@ def test_a_damaged_picture_costs_its_own_episode(tmp_path: Path, codec: str) -> 
     (tmp_path / FILM).write_bytes(content)
     run(tmp_path, *STRIDE, code=1)
     assert (right_episodes(tmp_path), list(failed(tmp_path))) == ({0, 2, 3}, ["1"])
-
-
-def test_files_that_are_none(tmp_path: Path) -> None:
-    """A pipe would be waited for without end."""
-    source = write_lerobot(tmp_path / "source", "v2.1", splits={"val": "0:1"})
-    film, table = (next(source.glob(name)) for name in (f"videos/*/{FRONT}/*01.mp4", "data/*/*02.parquet"))
-    for path in (film, table):
-        path.unlink()
-        os.mkfifo(path)
-    run(tmp_path, *STRIDE, code=1)
-    assert ["no regular file" in reason for reason in failed(tmp_path).values()] == [True, True]
-    table.unlink()
-    run(tmp_path, *STRIDE, code=1)
-    assert "does not exist" in failed(tmp_path)["2"]
 
 
 def test_depth_is_no_default(tmp_path: Path) -> None:

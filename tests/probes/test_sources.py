@@ -9,7 +9,7 @@ import torch
 
 from lary.probes import sources
 from lary.probes.nets import ActionExpertMLP
-from lary.probes.sources import check_memory, projected, read_batches, reordered, samples_at_once
+from lary.probes.sources import check_memory, projected, read_batches, reordered
 from lary.types import LaryError, UsageError
 from tests.helpers import fails
 from tests.probes.made import KINDS, InMemory, train
@@ -90,11 +90,3 @@ def test_the_published_width_on_whole_feature_maps_is_refused_with_the_numbers(m
     check_memory(*given)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 << 30))
     fails(UsageError, r"needs 34\.9 GB for weights.*21\.5 GB for batches", check_memory, *given, 0.2)
-
-
-def test_samples_at_once_bound_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes = ((8, 16, 1024), (9, 256, 1024), (1024,))
-    assert [samples_at_once(shape, 768, 4, "cpu") for shape in shapes] == [16, 1, 2048]
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 << 30))
-    assert samples_at_once((8, 16, 1024), 768, 4, "cuda:0") >= 256
-    assert 1 <= samples_at_once((9, 256, 1024), 768, 4, "cuda:0") < 256

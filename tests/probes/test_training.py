@@ -236,23 +236,6 @@ def test_a_tracker_that_is_not_installed_is_named(name: Any, tmp_path: Path, mon
         assert tracker is None
 
 
-def test_gradients_of_a_network_are_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    messages: list[int] = []
-
-    def double(tensor: torch.Tensor) -> None:  # as where both processes have the same
-        messages.append(tensor.numel())
-        tensor.mul_(2)
-
-    monkeypatch.setattr(torch.distributed, "all_reduce", double)
-    network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2), torch.nn.Linear(9, 9))
-    torch.autograd.backward(network[:2](torch.ones(5, 3)).sum())
-    before = [weight.grad.clone() for weight in network[:2].parameters() if weight.grad is not None]
-    Team(0, 2).add_gradients(network)
-    after = [weight.grad for weight in network[:2].parameters() if weight.grad is not None]
-    assert (messages, len(after), network[2].weight.grad) == ([26], 4, None)
-    assert all(torch.equal(new, 2 * old) for new, old in zip(after, before, strict=True))
-
-
 @pytest.mark.parametrize("kind", ["attentive", "mlp", "dit"])
 def test_bfloat16_is_near_float32_and_named(kind: str) -> None:
     plain, half = (train(kind, epochs=3, precision=precision) for precision in (None, "bf16"))
