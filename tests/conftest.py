@@ -78,7 +78,7 @@ def no_figures() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "draw", lambda *_: None)
         patch.setattr(figures, "_trajectory", lambda *_: nullcontext(Figure((1, 1))))
-        patch.setattr(figures, "confusion_figure", lambda *_: b"")
+        patch.setattr(figures, "confusion_figure", lambda *_: b"not drawn")
         yield
 
 

@@ -82,11 +82,6 @@ def test_paths_that_leave_their_root(path: str) -> None:
     fails(UsageError, "leaves its root", inside, Path("/data"), path)
 
 
-def test_digest_sees_borders() -> None:
-    assert files.digest("ab", "c") != files.digest("a", "bc")
-    assert files.digest("ab") == files.digest(b"ab")
-
-
 def test_failures_file_is_one_row_per_failure(tmp_path: Path) -> None:
     odd = ('a\nb,"c"\r\n', "=cmd()", "\x1b[31m", "a;b\tc")
     for rows in (range(4), (None,) * 4):

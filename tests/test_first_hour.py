@@ -4,14 +4,8 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-import torch
-
-from benchmarks import pipeline
-from lary.types import Latents
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "first_hour.py"
 
@@ -34,27 +28,6 @@ def test_steps_are_kept_resumed_and_named_with_their_log(tmp_path: Path) -> None
     code, text = hour(tmp_path, 0, 4)
     assert ("step 0" in text, "step 4: stores" in text, "stores" in text) == (False, True, True), text
     assert json.loads((tmp_path / "steps.json").read_text())["stores"]["state"] == "passed", text
-
-
-@pytest.mark.parametrize("device", ["meta", "cpu"])
-def test_the_ratio_has_one_device(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bare forward pass once ran on the CPU beside an extraction by CUDA."""
-    used: list[str] = []
-
-    def extract(config: Any, _: Any) -> Any:
-        used.append(config.device)
-        return SimpleNamespace(seconds=float(len(used)))
-
-    def encode(clips: torch.Tensor) -> Latents:
-        used.append(clips.device.type)
-        return Latents(torch.zeros(1))
-
-    for name in ("save_small", "make_pairs", "make_clips"):
-        monkeypatch.setattr(pipeline, name, lambda *_: "weights")
-    monkeypatch.setattr(pipeline, "extract", extract)
-    monkeypatch.setattr(pipeline, "make_encoder", lambda *own: used.append(own[2]) or SimpleNamespace(encode=encode))
-    pipeline.ratio(2, 2, device)
-    assert set(used) == {device}
 
 
 @pytest.mark.slow

@@ -22,12 +22,6 @@ def test_log_lines_do_not_steer_the_terminal() -> None:
     assert text.getvalue() == "a\\x1b]0;title\\x07\\x9b31m\\x00\\x0db\n"
 
 
-def test_results_of_threads_keep_the_order_of_their_items() -> None:
-    assert list(runtime.in_threads(lambda item: item * item, range(500), 4, batch=3)) == [
-        item * item for item in range(500)
-    ]
-
-
 def test_provenance_names_versions_and_machine() -> None:
     found = runtime.provenance()
     assert (list(found), found["command"]) == (["command", "versions", "commit", "dirty", "machine"], sys.argv)

@@ -96,11 +96,6 @@ def test_bare_lines_of_env_sh_are_named(tmp_path: Path, monkeypatch: pytest.Monk
     assert "env.sh" not in lary(*words).err
 
 
-def test_requirements_name_the_project_and_its_constraints() -> None:
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
-    assert lines[1:] == ["--constraint constraints.txt", "--editable .[demo]"]
-
-
 def grown(form: str) -> str:
     """Lines that each hold the line before nine times over."""
     names = "abcdefghijklmno"

@@ -40,13 +40,6 @@ def test_indices_of_a_table(tmp_path: Path) -> None:
     assert text.count("failed: ") == 20
 
 
-def test_indices_that_need_no_decoding(tmp_path: Path) -> None:
-    """Uniform indices are compared with tests/parity."""
-    encode(tmp_path / "a.mkv", "libx264", {"bf": "0"}, count=12, varied=True)
-    sampled = sample_video(tmp_path / "a.mkv")
-    assert sampled == (0, 1, 2, 4, 5, 6, 8, 9, 10), "announces more frames than it holds"
-
-
 @pytest.mark.parametrize(("suffix", "codec"), [("webm", "libvpx-vp9"), ("mkv", "libx264"), ("mpg", "mpeg2video")])
 def test_uniform_indices_end_with_the_clip_whatever_is_announced(tmp_path: Path, suffix: str, codec: str) -> None:
     """Variable rates, and a container without a number of frames: both announce another one."""

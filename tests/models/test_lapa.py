@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from lary.models.running import LoadedEncoder, build
 from lary.models.spec import MODELS, ModelContext, ModelSpec
-from lary.nets import code_rows, quantizer_parameters
-from lary.nets.lam import DifferenceQuantizer, LatentActionModel, Tokenizer
+from lary.nets import quantizer_parameters
+from lary.nets.lam import LatentActionModel, Tokenizer
 from lary.types import LaryError, UsageError
 from tests.helpers import fails
 from tests.tiny_networks import LAQ, VIT
@@ -147,12 +147,3 @@ def test_tokenizer_comes_from_its_own_files_where_the_file_has_none(tmp_path: Pa
         config.write_text(content)
         fails(LaryError, named, load, tmp_path / "own.pt", asked, **settings)
     assert not mark.exists()
-
-
-def test_rows_of_a_code_follow_from_its_length_and_the_grid() -> None:
-    known = ((1, 7, 1), (2, 7, 2), (4, 7, 4), (16, 14, 16), (49, 14, 49), (64, 16, 81), (256, 14, 49))
-    for length, grid, rows in known:
-        quantizer = DifferenceQuantizer(dim=6, quant_dim=4, codebook_size=5, grid=grid, code_seq_len=length)
-        first, last = torch.randn(2, 1, grid**2, 6).unbind()
-        assert quantizer.latent(first, last).shape == (1, rows, 4)
-        assert code_rows(length, grid) == rows

@@ -9,7 +9,6 @@ import pytest
 
 from lary.latents.sources import Stamp
 from lary.latents.writers import write_latents
-from lary.models.spec import MODELS
 from lary.results.diagnostics import Scatter, code_use
 from tests.helpers import printed
 from tests.tree import write_table
@@ -67,12 +66,3 @@ def test_diagnose_command_reads_a_store_in_batches(tmp_path: Path) -> None:
 def test_latents_that_are_not_finite_name_their_sample(tmp_path: Path) -> None:
     write_store(tmp_path, np.where(np.arange(SAMPLES)[:, None, None] == 3, np.nan, np.ones((SAMPLES, 2, 6))))
     run(tmp_path, code=1, has=["images/ep_0/frame_000004.png) hold NaN or infinity"])
-
-
-def test_codebooks_of_records_are_those_of_their_networks() -> None:
-    sizes = {spec.name: spec.options.get("network", {}).get("codebook_size") for spec in MODELS}
-    known = {name: size for name, size in sizes.items() if size is not None}
-    assert len(known) > 5
-    assert {name: MODELS.get(name).codebook for name in known} == known
-    assert MODELS.get("univla").codebook == MODELS.get("univla").options["network"]["num_latents"]
-    assert MODELS.get("dinov2-origin").codebook is None

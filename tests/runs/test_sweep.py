@@ -179,17 +179,3 @@ def test_long_options_have_a_folder_each(place: Path) -> None:
     (place / "sweep.yaml").write_text(text)
     names = [each.own for each in sweeps.read_plan(place / "sweep.yaml")]
     assert (len(set(names)), max(map(len, names)) < 256) == (3, True)
-
-
-@pytest.mark.slow
-def test_runs_on_ray_get_a_gpu_each_where_the_cluster_pretends_to_have_some(monkeypatch: pytest.MonkeyPatch) -> None:
-    ray = pytest.importorskip("ray", reason="needs the extra lary[ray]")
-    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(num_cpus=2, num_gpus=8, include_dashboard=False, log_to_driver=False)
-    try:
-        for given, told in ((None, "0"), (2.0, "0,1"), (0.0, None)):
-            options = check_resources(ray.cluster_resources(), SweepConfig(gpus_per_run=given))
-            found = ray.get(ray.remote(**options)(_with_gpus).remote(lambda *own: own, "group"))
-            assert found == ("group", told)
-    finally:
-        ray.shutdown()
