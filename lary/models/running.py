@@ -18,7 +18,7 @@ from lary.models.preprocess import prepare
 from lary.models.spec import MODELS, ModelContext, ModelSpec, locate_weights
 from lary.registry import line_in
 from lary.runtime import pick_devices, set_arithmetic
-from lary.settings import Settings, load_settings
+from lary.settings import load_settings
 from lary.types import (
     RANDOM,
     BenchmarkProtocol,
@@ -48,7 +48,6 @@ class LoadedEncoder:
     Attributes:
         author: the object of the model's class.
         dim: D of the tokens; None where nothing names it.
-        different: share of a token that may differ.
         parameters_m: parameters in millions; None without any.
         module: all networks of the model; called with clips, as
             `encode`, it returns the tokens. To move or convert it,
@@ -205,7 +204,6 @@ def load_model(
     device: str = "auto",
     precision: Precision = "fp32",
     seed: int = 0,
-    settings: Settings | None = None,
 ) -> LoadedEncoder:
     """A model of the benchmark, or a vision backbone of transformers.
 
@@ -221,7 +219,6 @@ def load_model(
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         precision: ``fp32``, or the type of autocast.
         seed: of random weights.
-        settings: in place of the environment and ``lary.yaml``.
 
     Raises UsageError, LaryError for an unknown
     model, and weights that are missing or misfit.
@@ -230,7 +227,7 @@ def load_model(
     if isinstance(key_or_path, Path) or (name not in MODELS.names() and as_path(name).is_dir()):
         name = f"hf:{key_or_path}"
     spec = with_choices(MODELS.get(name), latent=latent, layer=layer, size=size)
-    values = (settings or load_settings()).values()
+    values = load_settings().values()
     chosen = device if ":" in device else pick_devices(None, device)[0]
     located = locate_weights(spec, values, weights)
     context = ModelContext(chosen, protocol, located, revision, seed, values)

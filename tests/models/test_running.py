@@ -14,7 +14,7 @@ from lary.models.preprocess import prepare
 from lary.models.running import LoadedEncoder, as_latents, build, load_model
 from lary.models.spec import MODELS, ModelContext, ModelSpec, Preprocess
 from lary.types import RANDOM, LaryError, Latents, UsageError, WeightsIdentity
-from tests.helpers import fails, settings_of
+from tests.helpers import fails
 from tests.tiny import TINY_DIM, save_tiny
 from tests.tiny_networks import PUBLISHED, tiny_record
 
@@ -83,9 +83,9 @@ def test_networks_mix_no_tensors_of_host_and_device(name: str) -> None:
         assert (tokens.device.type, len(tokens)) == ("meta", 3)
 
 
-def test_load_model_takes_frames_or_prepared_clips(tmp_path: Path) -> None:
-    folder = save_tiny(tmp_path / "vit", "dinov2")
-    load = functools.partial(load_model, device="cpu", settings=settings_of(tmp_path, DINO_V2_PATH=folder))
+def test_load_model_takes_frames_or_prepared_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, load = save_tiny(tmp_path / "vit", "dinov2"), functools.partial(load_model, device="cpu")
+    monkeypatch.setenv("DINO_V2_PATH", str(folder))
     encoder = load("dinov2-origin")
     frames = torch.randint(0, 256, (2, 3, 40, 50, 3), dtype=torch.uint8)
     tokens = encoder.encode(frames).tokens
