@@ -34,7 +34,7 @@ SLICE = 4096
 EXAMPLES = 20
 """Missing files that a statistics file names."""
 SPLIT_NAMES = ("seen_train", "seen_val", "unseen", "train", "val")
-"""Words in a table's name that name its split, in this order; otherwise training."""
+"""Words in a table's name that name its split, in this order."""
 
 
 class Statistics(NamedTuple):
@@ -234,8 +234,6 @@ def measure_table(
 
 
 class TableReport(NamedTuple):
-    """A table's split, files written now or before, failed rows and their list."""
-
     table: Path
     split: str
     written: int

@@ -47,9 +47,9 @@ class Normalisation:
 
 
 EPISODE = r"^(.*?ep_[^/]+)/"
-"""Group of a pair: its episode folder, with the task folder before it where there is one."""
+"""Group of a pair: its episode folder, and any task folder before it."""
 NO_ROBOT = "nan"
-"""Key of rows without a robot type in statistics files, as the published tool writes it."""
+"""Key of rows without a robot type in the published statistics files."""
 
 Convention = Literal["euler_xyz", "quaternion_xyzw"]
 """Roll, pitch, yaw (radians, fixed axes x, y, z), or a quaternion, real part last."""

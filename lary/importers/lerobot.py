@@ -332,4 +332,4 @@ def read_licence(data: LeRobot, name: str | None) -> Licence:
         found = re.match(r"---\n(?:(?!---).*\n)*?license: *([\w.+-]+) *\n", text)
         name = found[1] if found else None
     url = f"https://huggingface.co/datasets/{data.origin}" if data.origin else ""
-    return Licence(data.origin or data.folder.name, name or "not stated", (name or "").lower() in FREE, url)
+    return Licence(data.origin or data.folder.name, name or "not stated", str(name).lower() in FREE, url)

@@ -74,7 +74,7 @@ def import_trajectories(
         raise UsageError(f"{source} holds no episodes: expected folders with frames and {ACTIONS}.")
     episodes, failures = {}, []
     for folder in folders:
-        name = folder.name if folder.name.startswith("ep_") else f"ep_{folder.name}"
+        name = "ep_" + folder.name.removeprefix("ep_")
         if name in episodes or not EPISODE_NAME.fullmatch(name):
             reason = f"{folder} needs another name: letters, digits and ' .+-_', not {name} twice."
             failures.append(Failure(None, str(folder), reason))

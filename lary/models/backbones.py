@@ -193,7 +193,6 @@ class AnyBackbone(NetworkEncoder):
         self._cells = self._find_cells()
 
     def run(self, clips: Tensor) -> Tensor:
-        """Clips (B, T, 3, H, W) to tokens (B, T, N, D), of a video network (B, N, D)."""
         if self._frames:
             return self.run_windows(clips, self._frames)
         features = self._features(self._outputs(clips.flatten(0, 1)))

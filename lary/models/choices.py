@@ -59,6 +59,6 @@ def deciding_fields(spec: ModelSpec, protocol: BenchmarkProtocol, media: Media) 
     """The fields of a record that decide latents: their identity."""
     frames, options = asdict(spec.preprocessing(protocol, media)), spec.options_under(protocol)
     return {
-        "preprocess": {name: value for name, value in frames.items() if name not in LATER or value != LATER[name]},
+        "preprocess": {name: value for name, value in frames.items() if (name, value) not in LATER.items()},
         "options": {name: value for name, value in options.items() if value is not None or name not in OPEN},
     }

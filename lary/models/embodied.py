@@ -81,7 +81,6 @@ class UniVLA(NetworkEncoder):
         return hidden[:, self._leading :].unflatten(0, clips.shape[:2])
 
     def run(self, clips: Tensor) -> tuple[Tensor, ...]:
-        """Clips (B, T, 3, H, W) to tokens (B, T - 1, 4, D) and codes (B, T - 1, 4)."""
         # With a last axis for `neighbour_pairs`, which expects images.
         pairs = neighbour_pairs(self.features(clips)[..., None]).squeeze(-1)
         return tuple(part.unflatten(0, pairs.shape[:2]) for part in self.network(pairs.flatten(0, 1)))
@@ -121,7 +120,6 @@ class VillaX(NetworkEncoder):
         return Latents(tokens, codes)
 
     def run(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        """Clips (B, T, 3, H, W) to tokens (B, T - 1, N, D) and codes (B, T - 1, N)."""
         return self.network(clips)
 
     def fitted(self, clips: Tensor) -> Tensor:

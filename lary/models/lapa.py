@@ -124,7 +124,6 @@ class LatentActions(NetworkEncoder):
         return Latents(tokens, codes)
 
     def run(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        """Clips (B, T, 3, H, W) to tokens (B, P, N, D) and codes (B, P, N)."""
         network = self._network
         latent = network.latent(neighbour_pairs(self.embed(clips)).flatten(0, 1))
         codes = network.vq.codes(latent)

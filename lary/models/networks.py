@@ -126,7 +126,7 @@ def with_weights(network: Any, found: Checkpoint, read: Reader, device: str) -> 
     problems = {
         "missing": [key for key in want if key not in have],
         "unexpected": [key for key in have if key not in want],
-        "misshaped": [f"{key} {have[key]} for {want[key]}" for key in want if have.get(key, want[key]) != want[key]],
+        "misshaped": [f"{key} {have[key]} for {shape}" for key, shape in want.items() if have.get(key, shape) != shape],
     }
     _refuse_misfits(found, network, problems)
     network.load_state_dict(dict(tensors), assign=True)

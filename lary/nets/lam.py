@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from lary.nets import CODE_STACKS, sliced_attention
 
 LOGIT_SCALE = 8.0
-"""Factor of the cosine similarities, in place of 1 / sqrt(width of a head)."""
+"""Factor of cosine similarities, not 1 / sqrt(width of a head)."""
 GROUPS = 32
 
 

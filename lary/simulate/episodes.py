@@ -44,7 +44,7 @@ FINGER_PLAY = 0.006
 """Metres from the middle of a finger to its inner face, half its thickness."""
 ENCODER = "libx264"
 X264 = {"crf": "18", "preset": "veryfast", "x264-params": "cpu-independent=1"}
-"""Options of x264, of which the last keeps bytes independent of the processor, and with AVX-512 of chance."""
+"""The last keeps bytes independent of the processor, and with AVX-512 of chance."""
 
 
 @dataclass(frozen=True)

@@ -57,12 +57,7 @@ class Thing:
 
 
 SCENERY: JsonDict = tupled(json.loads(Path(__file__).with_name("scenery.json").read_bytes()))
-"""Shapes and colours: ``arms``, ``rooms``, ``colours`` and ``things``.
-
-A size of a thing is a number, or a text such as ``2*r-0.003``, whose letter is
-one of the thing's ``sizes``, multiplied by its scale, or ``s``, the scale
-itself. A material or colour that is a name is an argument of `build_thing`.
-"""
+"""Shapes and colours; ``about`` says how the sizes and materials of things are written."""
 TRAIN_COLOURS: tuple[Colour, ...] = SCENERY["colours"]["train"]
 UNSEEN_COLOURS: tuple[Colour, ...] = SCENERY["colours"]["unseen"]
 PALE: tuple[Colour, ...] = SCENERY["colours"]["pale"]
