@@ -21,8 +21,9 @@ INPUTS: dict[str, Any] = yaml.safe_load((FIXTURES / "inputs.yaml").read_text())
 
 
 FORKED = multiprocessing.get_context("forkserver")
-"""Starts processes that have loaded what trainings need: each is a copy of one."""
-FORKED.set_forkserver_preload(["accelerate", "lary.runs.probe", "tests.lam.made", "tests.probes.made"])
+"""Starts processes that have loaded what commands need: each is a copy of one."""
+FORKED.set_forkserver_preload(["accelerate", "lary.runs.sweep", "matplotlib.figure", "tests.golden.golden",
+                               "tests.lam.made", "tests.probes.made"])  # fmt: skip
 
 
 @dataclass(frozen=True)

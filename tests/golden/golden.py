@@ -4,8 +4,8 @@ import hashlib
 import json
 import os
 import re
-import subprocess
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.helpers import Done, lary
+from lary.cli import main
+from tests.helpers import FORKED, Done, lary
 from tests.parity.conftest import OWN, load_case
 from tests.parity.fill import fill_tensor
 
@@ -25,24 +26,29 @@ WRITE = "LARY_GOLDEN_WRITE"
 COMMANDS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("commands.yaml").read_text())
 FILES: dict[str, str] = COMMANDS["files"]
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![\w])")
-STOPPER = """
-import os, signal, sys
-root, wanted, sent, main_process = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), os.getpid()
-count = 0
-def watch(event, arguments):
-    global count
-    if event != "os.rename" or os.getpid() != main_process or "__pycache__" in str(arguments[1]):
-        return
-    if not os.path.abspath(os.fsdecode(arguments[1])).startswith(root):
-        return
-    count += 1
-    if count == wanted:
-        os.kill(main_process, sent)
-sys.addaudithook(watch)
-from lary.cli import main
-main(sys.argv[4:])
-"""
-"""Runs a command that gets a signal when it is about to give its N-th file its name: no clock decides the moment."""
+
+
+def run_until(count: int, sent: int, words: list[str], variables: dict[str, str], root: str, told: str) -> None:
+    """A command that gets a signal when it is about to give its file number `count` its name: no clock decides."""
+    left, main_process = count, os.getpid()
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal left
+        if event != "os.rename" or os.getpid() != main_process or "__pycache__" in str(arguments[1]):
+            return
+        if os.path.abspath(os.fsdecode(arguments[1])).startswith(root):
+            left -= 1
+            if not left:
+                os.kill(main_process, sent)
+
+    warnings.simplefilter("ignore")
+    os.environ.update(variables)
+    os.chdir(root)
+    with open(told, "w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    sys.addaudithook(watch)
+    main(words)
 
 
 def words_of(command: str, root: Path) -> list[str]:
@@ -80,12 +86,14 @@ class Place:
 
     def stopped(self, command: str, count: int, signal: int) -> int:
         """Run a command in a process of its own that gets `signal` at the naming of its file number `count`."""
-        start = [sys.executable, "-W", "ignore", "-c", STOPPER, str(self.root), str(count), str(int(signal))]
-        path = os.pathsep.join((str(REPOSITORY), os.environ.get("PYTHONPATH", "")))
-        variables, words = os.environ | self.environment() | {"PYTHONPATH": path}, words_of(command, self.root)
-        done = subprocess.run([*start, *words], env=variables, cwd=self.root, capture_output=True, text=True)
-        assert "Traceback" not in done.stderr, done.stderr
-        return done.returncode
+        told, words = self.root.with_name(f"{self.root.name}_told"), words_of(command, self.root)
+        given = (count, int(signal), words, self.environment(), str(self.root), str(told))
+        process = FORKED.Process(target=run_until, args=given)
+        process.start()
+        process.join()
+        assert "Traceback" not in told.read_text(), told.read_text()
+        assert process.exitcode is not None
+        return process.exitcode
 
 
 class Golden:

@@ -135,11 +135,11 @@ def test_an_encoder_is_on_a_device_where_it_encodes_alone(root: Path, monkeypatc
         assert (run.devices, places, run.identity.arithmetic) == (devices, {"cpu"}, "cuda fp32")
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
     """Two nodes on this machine."""
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         warnings.simplefilter("ignore")
         from ray.cluster_utils import Cluster
 
