@@ -224,7 +224,9 @@ def test_the_verdict_is_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert due == [*range(0, 1000, 100), 1000, 1500, 2000, 2200]
     assert len([step for step in range(9000) if replacement_due(step)]) == 26
     monkeypatch.setattr(Monitor, "measure", lambda *_: bad)
-    stopping = made_training(steps=900, stop_on_collapse=True, validate_every=1000, folder=tmp_path / "stop")
+    stopping = made_training(
+        batch_size=2, steps=900, stop_on_collapse=True, validate_every=1000, folder=tmp_path / "stop"
+    )
     fails(LaryError, "The codebook collapsed, and the training was stopped at step 200", stopping.run)
     record = json.loads((tmp_path / "stop" / "training.json").read_text())
     assert (record["steps"], record["verdict"]["state"]) == (200, "collapsed")

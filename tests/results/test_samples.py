@@ -80,6 +80,7 @@ def test_tokens_of_every_model_have_a_layout(name: str) -> None:
         assert (len(flat.steps), flat.tokens, flat.side, flat.steps[-1]) == (5, 196, 14, (8,))
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_attention_is_that_of_the_reported_head(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
     make_robot(tmp_path, {"train": 16, "val": 8})
