@@ -7,11 +7,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-# Two test processes with two threads each would fight over two cores; a worker inherits what its controller has set.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ["OMP_NUM_THREADS"] = "1"
-else:
-    os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Threads of several processes would wait for each other at full speed wherever cores are fewer.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 

@@ -130,7 +130,7 @@ def test_defaults_of_options_stay() -> None:
 def run(words: str, **options: Any) -> tuple[int, str]:
     """Exit code and output of a command in a shell, where ``lary`` is the command line."""
     shell = f'lary() {{ {sys.executable} -m lary.cli "$@"; }}; {words}'
-    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=120, check=False, **options)
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=600, check=False, **options)
     return done.returncode, done.stdout + done.stderr
 
 

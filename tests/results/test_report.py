@@ -278,7 +278,7 @@ def test_tables_are_sorted_in_a_browser_which_asks_for_nothing(page: str, tmp_pa
     names = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-sync"
     flags = [f"--{name}" for name in f"{names} disable-component-update virtual-time-budget=2000 dump-dom".split()]
     flags += [f"--user-data-dir={tmp_path / 'profile'}", f"--log-net-log={log}", f"{path.as_uri()}#sort=board-1,2,desc"]
-    document = subprocess.run([str(BROWSER), *flags], capture_output=True, text=True, timeout=120, check=True).stdout
+    document = subprocess.run([str(BROWSER), *flags], capture_output=True, text=True, timeout=600, check=True).stdout
     asked = re.findall(r'"initiator":"([^"]*)"', log.read_text(encoding="utf-8", errors="replace"))
     assert set(asked) <= {"not an origin"}, "the browser's own requests have no origin"
     assert order(document, "board-1") == ["mean", "pixels", "pixels", "acme"]
