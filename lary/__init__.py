@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lary.models.spec import ModelSpec, Preprocess, Weights, register_model
     from lary.results.compare import load_results, load_samples
     from lary.results.report import write_report
-    from lary.runs.api import classify, compare, controls, extract, regress, run, train_lam
+    from lary.runs.api import classify, compare, controls, extract, reconstruct, regress, run, train_lam
     from lary.types import Encoder, Latents
 
 __version__ = "0.2.0"
@@ -28,7 +28,7 @@ _HOMES = {
     "lary.models.spec": ("ModelSpec", "Preprocess", "Weights", "register_model"),
     "lary.results.compare": ("load_results", "load_samples"),
     "lary.results.report": ("write_report",),
-    "lary.runs.api": ("classify", "compare", "controls", "extract", "regress", "run", "train_lam"),
+    "lary.runs.api": ("classify", "compare", "controls", "extract", "reconstruct", "regress", "run", "train_lam"),
     "lary.types": ("Encoder", "Latents"),
 }
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "load_model",
     "load_results",
     "load_samples",
+    "reconstruct",
     "register_dataset",
     "register_model",
     "regress",

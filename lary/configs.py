@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
 
 from cyclopts import Group, Parameter
 from typing_extensions import dataclass_transform
@@ -285,6 +285,8 @@ def make_options(kind: type[Config], given: Mapping[str, Any], where: str) -> Co
             value = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
         if hints[name] == Path | None and isinstance(value, str):
             value = Path(value)
+        if get_origin(hints[name]) is tuple and not isinstance(value, tuple):  # YAML has lists, or one of them
+            value = tuple(value) if isinstance(value, list) else (value,)
         try:
             adapter(hints[name]).validate_python(value, strict=True)
         except ValidationError as error:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lary import configs
 from lary.configs import Paths, add_help
 from lary.data.configs import DemoConfig, SimulateConfig
-from lary.lam.configs import TrainLamConfig
+from lary.lam.configs import ReconstructConfig, TrainLamConfig
 
 if TYPE_CHECKING:
     from lary.runs.probe import ProbeRun
@@ -67,6 +67,13 @@ def sweep(file: Path, *, config: configs.SweepConfig = configs.SweepConfig(), pa
 
 def controls(config: configs.ControlsConfig, paths: Paths = Paths()) -> None:
     print(paths.call("lary.runs.controls:run_controls", config).text())
+
+
+def reconstruct(config: ReconstructConfig, paths: Paths = Paths()) -> None:
+    found = paths.call("lary.runs.reconstruct:reconstruct", config)
+    for name, value in found["numbers"].items():
+        print(f"{name:20} {value:.5g}")
+    print(f"Written to {config.out}")
 
 
 def lam(config: TrainLamConfig, paths: Paths = Paths()) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 import shutil
 from contextlib import closing, nullcontext
 from dataclasses import asdict
@@ -12,9 +14,14 @@ from typing import TYPE_CHECKING, Any
 from lary.types import JsonDict, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from lary.lam.configs import TrainLamConfig
     from lary.probes.team import Team
     from lary.settings import Settings
+
+
+IN_NAME = {"backbone", "codebook_size", "code_length", "quant_dim", "lr"}
 
 
 def train_lam(config: TrainLamConfig, settings: Settings) -> JsonDict:
@@ -31,7 +38,14 @@ def train_lam(config: TrainLamConfig, settings: Settings) -> JsonDict:
     from lary.registry import loaded_plugins
     from lary.runtime import pick_devices
 
-    config.check_counts("steps", "batch_size", "accumulate", "monitor_pairs", "validate_every", "workers")
+    config.check_counts(
+        "steps",
+        "batch_size",
+        "accumulate",
+        "monitor_pairs",
+        "validate_every",
+        "workers",
+    )
     if config.lr is not None and not 0 < config.lr < math.inf:
         raise UsageError(f"--lr {config.lr}: must be above 0.")
     devices = pick_devices(config.gpus, config.device, every=True)
@@ -45,6 +59,41 @@ def train_lam(config: TrainLamConfig, settings: Settings) -> JsonDict:
             train_member(config, settings, (), Team(), devices[0])
     record: JsonDict = read_json(config.out / RECORD, "record of the training")
     return record
+
+
+def training_name(config: TrainLamConfig, varied: Iterable[str]) -> str:
+    """A name such as ``dinov3-cs64_sl49_dim256_lr1e-4``, and other varied options. Raises UsageError."""
+    from lary.models.spec import MODELS, builtin
+
+    spec = MODELS.get(config.backbone)
+    own, base = spec.options.get("network"), builtin("dinov3").options["network"]
+    sizes = own or base | {"code_seq_len": None}
+    rate = re.sub(r"\.?0*e(-?)\+?0*(?=\d)", r"e\1", f"{config.rate(spec.ablation):e}")
+    parts = {
+        "cs": config.codebook_size or sizes["codebook_size"],
+        "sl": config.code_length or sizes["code_seq_len"],
+        "dim": config.quant_dim or sizes["quant_dim"],
+        "lr": rate,
+    }
+    parts |= {name: getattr(config, name) for name in sorted({*varied} - IN_NAME)}
+    name = re.split("-cs|/", spec.name.rstrip("/"))[0 if own else -1]
+    text = "_".join(f"{key}{value}" for key, value in parts.items() if value is not None)
+    return re.sub(r"[^\w.+-]+", "-", f"{name}-{text}")
+
+
+def is_trained(config: TrainLamConfig) -> bool:
+    """Whether the folder has this training, finished. Raises LaryError."""
+    from lary.files import read_json
+    from lary.lam.trained import RECORD
+    from lary.lam.training import NOT_DECIDING
+
+    if not (config.out / RECORD).is_file():
+        return False
+    record = read_json(config.out / RECORD, "record of the training")
+    given = json.loads(json.dumps(asdict(config), default=str)).items()
+    wanted = {name: value for name, value in given if value is not None and name not in NOT_DECIDING}
+    done = record["finished"] and record["steps"] == config.steps
+    return bool(done and wanted.items() <= record["options"].items())
 
 
 def train_member(
@@ -78,7 +127,10 @@ def train_member(
         from lary.lam.features import FeaturePairs
 
         pairs = FeaturePairs(pairs, backbone, settings.path("LARY_LA_DIR") / "features", device)
-    title, tracker = f"training on {backbone.spec.name}", config.tracker if team.leads else "none"
+    title, tracker = (
+        f"training on {backbone.spec.name}",
+        config.tracker if team.leads else "none",
+    )
     with (
         closing(pairs),  # its readers are free for what comes next in this process
         progress(config.steps, title, "step") if team.leads else nullcontext() as bar,

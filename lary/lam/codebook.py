@@ -1,8 +1,11 @@
 """The codebook in training: rules that renew its rows, and the monitor of its health."""
 
+import json
+import operator
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from operator import gt, le, lt
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +23,8 @@ EVERY = 10
 """Steps between two checks of the corrected rule."""
 END = 0.9
 """Share of the steps after which no code is started anew."""
+LOSSES = ("noise", "copy", "hard", "continuous")
+"""Tokens with noise, as trained; the first frame; codes; the latent."""
 COLLAPSED = 1.5
 """Perplexity at which a codebook is one code."""
 
@@ -154,34 +159,17 @@ class Monitor:
     @torch.no_grad()
     def measure(self, network: Any) -> dict[str, Any]:
         """All signals; losses are means over pairs, lengths over rows of the latent."""
-        sums: dict[str, float] = {}
+        sums = Counter[str]()
         latents, codes, draw = [], [], seeded(self._seed, "monitor")
         for part in self._pairs.tensor_split(self._parts):
-            embedded, pixels = self._embed(network, part)
-            latent, first = network.latent(embedded).float(), embedded[:, 0]
-            noise = torch.randn(latent.shape, generator=draw).to(latent)
-            found = network(embedded, pixels, noise, latent)
-            hard = network.vq.quantized(found.codes)
-            same = network.latent(torch.stack([first, first], dim=1)).float()
-            pictures = {"noise": found.reconstruction, "copy": first}
-            if pixels is not None:
-                pictures["copy"] = part[:, 0].to(pixels.device) / 255
-            for name, rows in (("hard", hard), ("continuous", latent)):
-                pictures[name] = network.decode(first, network.vq.tokens(rows))
-                others = network.vq.tokens(rows.roll(1, 0))
-                pictures[f"other_{name}"] = network.decode(first, others)
-            for name, rows in (("error", latent - hard), ("length", latent), ("still", same)):
-                lengths = rows.norm(dim=-1).double().mean(dim=1)
-                sums[name] = sums.get(name, 0.0) + float(lengths.sum())
-            for name, picture in pictures.items():
-                error = (picture.float() - found.target.float()).square().flatten(1).mean(dim=1)
-                sums[name] = sums.get(name, 0.0) + float(error.double().sum())
-            latents.append(latent.cpu())
+            found, own, _ = compare_tokens(network, self._embed, part, draw)
+            sums.update(own)
+            latents.append(found.latent.cpu())
             codes.append(found.codes.cpu())
         mean = {name: max(value / len(self._pairs), 1e-30) for name, value in sums.items()}
         book = network.vq.codebooks.detach().float().cpu()
         row = _codes(torch.cat(codes), book) | _latents(torch.cat(latents), mean["length"])
-        row |= {f"loss_{name}": mean[name] for name in pictures if "_" not in name}
+        row |= {f"loss_{name}": mean[name] for name in LOSSES}
         gaps = {}
         for name in ("hard", "continuous"):
             gaps[f"gap_{name}"] = mean[f"other_{name}"] / mean[name] - 1
@@ -198,22 +186,55 @@ class Monitor:
         )
 
 
-def _codes(codes: Tensor, book: Tensor) -> dict[str, Any]:
-    """Use of the codebook (K, Q) by codes (M, N), and its closest rows."""
-    size = len(book)
-    shares = torch.bincount(codes.flatten(), minlength=size).double() / codes.numel()
+@torch.no_grad()
+def compare_tokens(
+    network: Any, embed: Callable[..., Any], pairs: Tensor, draw: torch.Generator
+) -> tuple[Any, dict[str, float], dict[str, Tensor]]:
+    """Decode raw pairs (B, 2, ...) by own tokens, and those of the pair before (``other_``).
+
+    Returns the forward pass, sums of errors and lengths, predictions.
+    """
+    embedded, pixels = embed(network, pairs)
+    latent, first = network.latent(embedded).float(), embedded[:, 0]
+    noise = torch.randn(latent.shape, generator=draw).to(latent)
+    found = network(embedded, pixels, noise, latent)
+    hard = network.vq.quantized(found.codes)
+    same = network.latent(torch.stack([first, first], dim=1)).float()
+    pictures = {"noise": found.reconstruction, "copy": first}
+    if pixels is not None:
+        pictures["copy"] = pairs[:, 0].to(pixels.device) / 255
+    for name, rows in (("hard", hard), ("continuous", latent)):
+        pictures[name] = network.decode(first, network.vq.tokens(rows))
+        others = network.vq.tokens(rows.roll(1, 0))
+        pictures[f"other_{name}"] = network.decode(first, others)
+    sums = {}
+    for name, rows in (("error", latent - hard), ("length", latent), ("still", same)):
+        sums[name] = float(rows.norm(dim=-1).double().mean(dim=1).sum())
+    for name, picture in pictures.items():
+        error = (picture.float() - found.target.float()).square().flatten(1).mean(dim=1)
+        sums[name] = float(error.double().sum())
+    return found, sums, pictures
+
+
+def codebook_use(counts: Tensor) -> dict[str, Any]:
+    """Use of a codebook by how often each of its codes (K,) was chosen."""
+    size, shares = len(counts), counts.double() / counts.sum()
     used = int((shares >= LEAST / size).sum())
-    apart = torch.pdist(book) if size > 1 else torch.ones(1)
     perplexity = float(torch.special.entr(shares).sum().exp())
-    closest = float(apart.min() / apart.median().clamp(min=1e-30))
     return {
         "codes": size,
         "perplexity": perplexity,
         "perplexity_share": perplexity / size,
         "codes_used": used,
         "used_share": used / size,
-        "closest_codes": closest,
     }
+
+
+def _codes(codes: Tensor, book: Tensor) -> dict[str, Any]:
+    """Use of the codebook (K, Q) by codes (M, N), and its closest rows."""
+    apart = torch.pdist(book) if len(book) > 1 else torch.ones(1)
+    closest = float(apart.min() / apart.median().clamp(min=1e-30))
+    return codebook_use(torch.bincount(codes.flatten(), minlength=len(book))) | {"closest_codes": closest}
 
 
 def _latents(latents: Tensor, length: float) -> dict[str, Any]:
@@ -222,19 +243,16 @@ def _latents(latents: Tensor, length: float) -> dict[str, Any]:
     spread = float(centred.square().sum(dim=-1).mean().sqrt())
     values = torch.linalg.eigvalsh(centred.T @ centred).clamp(min=0).sqrt()
     rank = float(torch.special.entr(values / values.sum().clamp(min=1e-30)).sum().exp())
-    return {"latent_length": length, "latent_spread": spread / length, "latent_rank": rank}
+    return {
+        "latent_length": length,
+        "latent_spread": spread / length,
+        "latent_rank": rank,
+    }
 
 
 ALARMS: dict[str, tuple[Callable[[float, float], bool], float, str]] = {
-    "perplexity_share": (lt, 0.5, "the perplexity is {perplexity:.2f} with {codes} codes"),
-    "used_share": (lt, 0.5, "{codes_used} of {codes} codes are in use"),
-    "closest_codes": (lt, 1e-3, "two codes are copies of each other"),
-    "quantisation_error": (gt, 1.0, "the noise is longer than the latent"),
-    "latent_spread": (lt, 0.05, "the latent is nearly constant"),
-    "gap": (lt, 0.01, "the decoder ignores the action (gap {gap:.1%})"),
-    "static_ratio": (gt, 0.5, "the latent is about the picture (ratio {static_ratio:.2f})"),
-    "margin": (le, 0.0, "copying the first frame is as good"),
-    "static_pairs": (gt, 0.05, "{static_pairs:.0%} of the pairs are static"),
+    name: (getattr(operator, wrong), limit, text)
+    for name, (wrong, limit, text) in json.loads(Path(__file__).with_name("alarms.json").read_text()).items()
 }
 """By signal: when it is wrong, and what that means."""
 
@@ -250,7 +268,11 @@ def verdict(row: dict[str, Any]) -> dict[str, Any]:
         state = "collapsed"
     good = "perplexity {perplexity:.2f} of {codes} codes, margin {margin:.0%}"
     text = "; ".join(found.values()) or good
-    return {"state": state, "alarms": [*found], "text": f"{state}: {text.format(**row)}"}
+    return {
+        "state": state,
+        "alarms": [*found],
+        "text": f"{state}: {text.format(**row)}",
+    }
 
 
 def code_entropy(latents: Tensor, codebook: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The options of training latent action models, without heavy imports."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,6 +10,21 @@ from lary.configs import DeviceOptions, ProbePrecision, TrackerName
 from lary.types import BenchmarkProtocol
 
 Texts = Annotated[tuple[str, ...], Parameter(consume_multiple=True)]
+
+
+class ReconstructConfig(DeviceOptions):
+    """Options of the reconstructions of a latent action model."""
+
+    model: str
+    dataset: str
+    out: Path
+    weights: str | None = None
+    distance: str | None = None
+    pairs: int = 256
+    pictures: int = 8
+    batch_size: int = 32
+    seed: int = 0
+    workers: int | None = None
 
 
 class TrainLamConfig(DeviceOptions):
@@ -48,3 +64,7 @@ class TrainLamConfig(DeviceOptions):
     export: Literal["none", "published"] = "none"
     tracker: TrackerName = "none"
     overwrite: bool = False
+
+    def rate(self, ablation: Mapping[str, float]) -> float:
+        """The learning rate: the option's, that of a backbone's `ablation`, or the default."""
+        return self.lr or ablation.get("learning rate") or 1e-4

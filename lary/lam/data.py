@@ -138,6 +138,8 @@ def table_source(table: SampleTable, distance: str | None, weight: float, exclud
         low, high = min(sample.frame_index, default=0), max(sample.frame_index, default=-1)
         return PairUnit(sample.id, paths, low, high - low + 1)
 
+    if distance and spec.media == "pair":
+        log.warning("--distance %s is not used by %s, whose pairs are those of its table", distance, name)
     about = {"dataset": spec.name, "table": table.digest, "excluded": excluded}
     about["licences"] = [asdict(licence) for licence in spec.licences]
     return PairSource(name, table.groups(), None if spec.media == "pair" else distance or "1", weight, unit, about)
@@ -181,7 +183,7 @@ class PairMixture:
         total = sum(part.weight for part in parts)
         if not parts or min(part.weight for part in parts) < 0 or not 0 < total < float("inf"):
             raise UsageError("A mixture needs weights that are not negative and not all 0.")
-        self.parts, self.seed = list(parts), seed
+        self.parts, self.seed, self.ordered = list(parts), seed, False
         self.weights = [part.weight / total for part in parts]
         # A hash, as samples of seeds 0 and 1 would else be the same, one apart.
         self._seed = int(digest("pairs", str(seed), length=8), 16)
@@ -196,7 +198,8 @@ class PairMixture:
         """Source, unit and frames of a sample. Raises LaryError."""
         part = self.parts[pick_source(self._seed, number, self.weights)]
         positions = part.heldout if heldout else part.units
-        unit = part.unit(int(positions[pick_unit(self._seed, number, len(positions))]))
+        at = number % len(positions) if self.ordered else pick_unit(self._seed, number, len(positions))
+        unit = part.unit(int(positions[at]))
         if part.distance is None or not unit.frames:
             return part, unit, (0, 1)
         draw = random.Random(f"{self._seed}/{number}")

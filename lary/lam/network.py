@@ -26,12 +26,14 @@ from lary.models.weights import Checkpoint, random_weights
 from lary.nets import CODE_STACKS, code_rows
 from lary.nets.lam import LaqTransformer, LatentActionModel
 from lary.nets.spacetime import nearest_rows
+from lary.runtime import free_memory
 from lary.settings import Settings
 from lary.types import RANDOM, JsonDict, LaryError, UsageError, WeightsIdentity
 
 BETAS = (0.9, 0.99)
 LEARNED = 2
 """Learned keys of each cross attention, and as many values."""
+SMALLER = "pass a smaller --batch-size, with --accumulate, or a smaller network"
 SILENT = "spatial_rel_pos_bias.net.2.bias"
 """A constant under a softmax: its gradient is rounding, which Adam turns into full steps."""
 
@@ -115,13 +117,23 @@ class TrainableModel(LatentActionModel):
         return Forward(latent, codes, tokens, self.decode(embedded[:, 0], tokens), target)
 
 
+def embed_raw(network: TrainableModel, pairs: Tensor, normalise: Any, encode: Any) -> tuple[Tensor, Tensor | None]:
+    """Embedded pairs (B, 2, H, W, D) of raw ones (B, 2, 3, H', W'), and the frames to predict."""
+    pixels = pairs[:, 1] / 255 if network.patch else None
+    if encode is None:
+        return network.embed_pairs(normalise(pairs)), pixels
+    with torch.no_grad():
+        return encode(normalise(pairs)).float(), pixels
+
+
 @dataclass(frozen=True)
 class FrozenBackbone:
     """The frozen encoder of frames, and the network's sizes.
 
     `encode` takes pairs (B, 2, 3, H', W') that are prepared by
     `preprocess` to features (B, 2, H, W, D), by `module`; it is
-    None where the network itself embeds pixels.
+    None where the network itself embeds pixels; `normed` features
+    have a layer norm per cell.
     """
 
     spec: ModelSpec
@@ -130,6 +142,7 @@ class FrozenBackbone:
     identity: WeightsIdentity
     encode: Callable[[Tensor], Tensor] | None = None
     module: Any = None
+    normed: bool = False
 
 
 def open_backbone(config: TrainLamConfig, settings: Settings, device: str) -> FrozenBackbone:
@@ -150,18 +163,10 @@ def open_backbone(config: TrainLamConfig, settings: Settings, device: str) -> Fr
         reader="pil",
     )
     base = (spec if family else builtin("dinov3")).options["network"]
-    given = {
-        "codebook_size": config.codebook_size,
-        "code_seq_len": config.code_length,
-        "quant_dim": config.quant_dim,
-        "spatial_depth": config.depth,
-        "temporal_depth": config.depth,
-        "heads": config.heads,
-        "dim_head": config.dim_head,
-        "image_size": side,
-        "dim": config.dim,
-        "patch_size": config.patch_size,
-    }
+    same = ("codebook_size", "quant_dim", "heads", "dim_head", "dim", "patch_size")
+    given = {name: getattr(config, name) for name in same}
+    given |= {"spatial_depth": config.depth, "temporal_depth": config.depth}
+    given |= {"code_seq_len": config.code_length, "image_size": side}
     sizes = base | {name: value for name, value in given.items() if value is not None}
     pixels = sizes.get("patch_input")
     for name in ("weights",) if pixels else ("dim", "patch_size"):
@@ -212,7 +217,7 @@ def open_backbone(config: TrainLamConfig, settings: Settings, device: str) -> Fr
         if config.code_length is None and lengths:
             sizes["code_seq_len"] = min(lengths, key=lambda each: abs(each - 16))
     check_length(sizes, spec.name)
-    return FrozenBackbone(spec, sizes, preprocess, identity, encode, module)
+    return FrozenBackbone(spec, sizes, preprocess, identity, encode, module, not family)
 
 
 def backbone_tensors(backbone: FrozenBackbone) -> dict[str, Tensor]:
@@ -258,6 +263,40 @@ def build_network(sizes: Mapping[str, Any], seed: int, name: str) -> TrainableMo
             raise UsageError(f"Model '{name}' can't be built: {error}.") from error
 
 
+def check_training_memory(backbone: FrozenBackbone, config: TrainLamConfig, pairs: int, device: str) -> None:
+    """Refuse a training, of so many pairs per process, that can't fit on device or host. Raises LaryError."""
+    kept, sizes = (
+        dict[int, Tensor](),
+        backbone.sizes,
+    )  # by their storages, which views share
+
+    def keep(value: Tensor) -> Tensor:
+        kept[value.untyped_storage()._cdata] = value
+        return value
+
+    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, keep):
+        network, side = build_network(sizes, 0, backbone.spec.name), sizes["image_size"]
+        weights = sum(value.nbytes for value in map(keep, network.parameters()))
+        frames, shape = (
+            torch.empty(pairs, 2, 3, side, side),
+            (network.grid, network.grid, network.dim),
+        )
+        embedded = network.embed_pairs(frames) if sizes.get("patch_input") else torch.empty(pairs, 2, *shape)
+        noise = torch.empty(pairs, sizes["code_seq_len"], sizes["quant_dim"])
+        loss = network(embedded, frames[:, 1] if network.patch else None, noise).loss
+    batch = sum(value.untyped_storage().nbytes() for value in kept.values()) - weights + loss.nbytes
+    # CUDA's kernels of attention, and bfloat16, keep less than is counted.
+    batch //= (1 if device == "cpu" else 2) * (1 if config.precision == "fp32" else 2)
+    states = (4 + config.averaging) * weights  # gradients and two moments are as large
+    for place, need in {
+        "cpu": states,
+        device: states + batch,
+    }.items():  # the host writes the state
+        if need > (free := free_memory(place)):
+            sizes_text = f"{need / 1e9:.3g} GB, {batch / 1e9:.3g} of them for a batch of {pairs}"
+            raise LaryError(f"The training needs {sizes_text}; {place} has {free / 1e9:.3g} GB free: {SMALLER}.")
+
+
 def make_optimizer(network: nn.Module, rate: float, decay: float) -> torch.optim.Adam:
     """Adam, or with weight decay AdamW, over all that is trained, as published.
 
@@ -268,7 +307,10 @@ def make_optimizer(network: nn.Module, rate: float, decay: float) -> torch.optim
         return torch.optim.Adam(weights, lr=rate, betas=BETAS, fused=True)
     wide = [value for value in weights if value.ndim >= 2]
     rest = [value for value in weights if value.ndim < 2]
-    groups = [{"params": wide, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
+    groups = [
+        {"params": wide, "weight_decay": decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=True)
 
 
@@ -304,7 +346,12 @@ class StraightQuantizer(nn.Module):
         rows, codes = nearest_rows(x, self.codebook.weight.detach())
         chosen = self.codebook(codes)
         self.usage += F.one_hot(codes, len(self.usage)).amax(dim=1).sum(dim=0)
-        return rows, codes, F.mse_loss(chosen, x.detach()), F.mse_loss(x, chosen.detach())
+        return (
+            rows,
+            codes,
+            F.mse_loss(chosen, x.detach()),
+            F.mse_loss(x, chosen.detach()),
+        )
 
     @torch.no_grad()
     def restart(self, permutation: Tensor) -> Tensor:

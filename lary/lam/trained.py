@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 from lary.files import digest, file_digest, read_json
 from lary.models.lapa import LatentActions
 from lary.models.networks import with_weights
-from lary.models.spec import MODELS, ModelContext, ModelSpec, Preprocess, Weights, with_tuples
+from lary.models.spec import (
+    MODELS,
+    ModelContext,
+    ModelSpec,
+    Preprocess,
+    Weights,
+    with_tuples,
+)
 from lary.models.tensors import read_tensors, weight_layout
 from lary.models.weights import find_weights
 from lary.nets import code_rows
@@ -39,7 +46,9 @@ def trained_model(name: str) -> ModelSpec | None:
     record = read_json(file, "record of the training")
     try:
         sizes, dim = record["sizes"], record["sizes"]["dim"]
-        trained = {key: record[key] for key in ("weights_digest", "backbone", "steps", "options", "verdict")}
+        keys = ["weights_digest", "backbone", "steps", "options", "verdict"]
+        keys += ["features_normed"] * (sizes["patch_size"] == 1)  # earlier versions took them as they are
+        trained = {key: record[key] for key in keys}
         trained["manifest"] = digest(repr(record["manifest"]))
         rows = record["curves"]["monitor"]
         few = [*rows[: -1 : -(-len(rows) // 40)], rows[-1]]
@@ -85,7 +94,8 @@ class TrainedActions(LatentActions):
         tensors, identity = {}, found.identity
         if found.seed is None:
             if file_digest(found.file, 64) != trained["weights_digest"]:
-                raise LaryError(f"{found.file} isn't what {RECORD} beside it names: train the model anew.")
+                remedy = "resume the training by the same command, or train anew"
+                raise LaryError(f"{found.file} isn't what {RECORD} beside it names: {remedy}.")
             tensors = read_tensors(found.files, layout if kind is None else replace(layout, unused=()))
             identity = replace(identity, digest=digest(identity.digest, trained["backbone"]["digest"]))
         with torch.device("meta"):
@@ -102,7 +112,10 @@ def trained_backbone(spec: ModelSpec, context: ModelContext) -> tuple[Any, Any]:
     from lary.lam.configs import TrainLamConfig
     from lary.lam.network import open_backbone
 
-    trained, known = spec.options["trained"], {field.name for field in fields(TrainLamConfig)}
+    trained, known = (
+        spec.options["trained"],
+        {field.name for field in fields(TrainLamConfig)},
+    )
     options = {name: value for name, value in with_tuples(trained["options"]).items() if name in known}
     settings = load_settings(dict(context.settings), environment={})
     found = open_backbone(TrainLamConfig(**options), settings, context.device)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from dataclasses import asdict
 from functools import partial
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from lary.configs import help_texts
 from lary.files import digest, file_digest, write_bytes, write_json
 from lary.lam.codebook import (
     CorrectedRule,
@@ -24,11 +26,14 @@ from lary.lam.codebook import (
 from lary.lam.configs import TrainLamConfig
 from lary.lam.network import (
     SILENT,
+    SMALLER,
     FrozenBackbone,
     TrainableModel,
     average_weights,
     backbone_tensors,
     build_network,
+    check_training_memory,
+    embed_raw,
     make_optimizer,
 )
 from lary.lam.trained import RECORD, WEIGHTS
@@ -37,24 +42,11 @@ from lary.probes.training import Session, save_checkpoint
 from lary.runtime import log, provenance, set_arithmetic, within_memory
 from lary.types import JsonDict, LaryError, UsageError
 
-SMALLER = "pass a smaller --batch-size, with --accumulate, or a smaller network"
 CLIP = 0.5
 """Largest norm of all gradients together, as published."""
 PUBLISHED = "published.pt"
 WORK, STATE = ".work", "state.pt"
-NOT_DECIDING = {
-    "out",
-    "steps",
-    "gpus",
-    "device",
-    "workers",
-    "cache_features",
-    "export",
-    "tracker",
-    "checkpoint_minutes",
-    "overwrite",
-    "stop_on_collapse",
-}
+NOT_DECIDING = {*help_texts()["facts"]["training"]["not_deciding"].split()}
 """Options that may change when a training is resumed."""
 
 
@@ -79,7 +71,7 @@ class LamTraining:
         self.pairs, self.session = pairs, session
         self.team, self.device = session.team, session.device
         self.corrected = config.recipe == "corrected"
-        self.rate = config.lr or backbone.spec.ablation.get("learning rate") or 1e-4
+        self.rate = config.rate(backbone.spec.ablation)
         sizes, share = backbone.sizes, -(-config.batch_size // self.team.size)
         if config.batch_size < self.team.size:
             count = f"{self.team.size} processes"
@@ -88,6 +80,7 @@ class LamTraining:
         name, known = backbone.spec.name, backbone.spec.options
         if config.export == "published" and "features" not in known:
             raise UsageError(f"--export published: none is known for the backbone '{name}'.")
+        check_training_memory(backbone, config, share, self.device)
         network = build_network(sizes, config.seed, name)
         self.network: TrainableModel = network.to(self.device)
         self.average: Any = None
@@ -130,15 +123,11 @@ class LamTraining:
         return torch.randn((count, *self.rows), generator=seeded(self.config.seed, *parts))
 
     def embed(self, network: TrainableModel, pairs: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Embedded pairs (B, 2, H, W, D), and the frames to predict."""
+        """As `embed_raw`; features stay."""
         pairs = pairs.to(self.device, non_blocking=True)
         if pairs.dtype != torch.uint8:
             return pairs.float(), None
-        pixels = pairs[:, 1] / 255 if network.patch else None
-        if self.backbone.encode is None:
-            return network.embed_pairs(self.normalise(pairs)), pixels
-        with torch.no_grad():
-            return self.backbone.encode(self.normalise(pairs)).float(), pixels
+        return embed_raw(network, pairs, self.normalise, self.backbone.encode)
 
     def uses(self, codes: Tensor) -> Tensor:
         """How often each code (K,) occurs in codes (B, N)."""
@@ -311,7 +300,7 @@ class LamTraining:
 
     def inputs(self) -> JsonDict:
         """What decides the numbers, by the words of messages."""
-        own = {"backbone": self.backbone.identity.digest}
+        own = {"backbone": self.backbone.identity.digest + ", normed" * self.backbone.normed}
         for name, value in vars(self.config).items():
             if name not in NOT_DECIDING:
                 own[f"--{name}".replace("_", "-")] = str(value)
@@ -364,7 +353,7 @@ class LamTraining:
         save_checkpoint(folder / WORK / STATE, state)
         own = self.result.state_dict()
         tensors = {key: value.cpu().contiguous() for key, value in own.items()}
-        write_bytes(folder / WEIGHTS, save(tensors))
+        write_bytes(folder / WORK / WEIGHTS, save(tensors))
         backbone, rows = self.backbone, self.curves["monitor"]
         if finished and self.config.export == "published":
             save_checkpoint(folder / PUBLISHED, tensors | backbone_tensors(backbone))
@@ -377,11 +366,14 @@ class LamTraining:
             "preprocess": asdict(backbone.preprocess),
             "steps": self.step,
             "finished": finished,
-            "weights_digest": file_digest(folder / WEIGHTS, 64),
+            "features_normed": backbone.normed,
+            "weights_digest": file_digest(folder / WORK / WEIGHTS, 64),
             "manifest": self.manifest,
             "curves": self.curves,
             "verdict": verdict(rows[-1]) if rows else None,
             "waited": self.waited / (time.monotonic() - self.began),
             "versions": provenance()["versions"],
         }
-        write_json(folder / RECORD, json.loads(json.dumps(content, default=str)))
+        write_json(folder / WORK / RECORD, json.loads(json.dumps(content, default=str)))
+        for file in (WEIGHTS, RECORD):  # at once, since readers want a pair
+            os.replace(folder / WORK / file, folder / file)

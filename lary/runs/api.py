@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lary.configs import ClassifyConfig, ControlsConfig, ExtractConfig, Paths, RegressConfig, RunConfig, make_options
-from lary.lam.configs import TrainLamConfig
+from lary.lam.configs import ReconstructConfig, TrainLamConfig
 from lary.types import JsonDict, as_path
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ classify: Callable[..., ProbeRun] = interface("classify", ClassifyConfig, "lary.
 regress: Callable[..., ProbeRun] = interface("regress", RegressConfig, "lary.runs.probe:regress")
 run: Callable[..., RunReport] = interface("run", RunConfig, "lary.runs.run:run")
 train_lam: Callable[..., JsonDict] = interface("train_lam", TrainLamConfig, "lary.lam:train_lam")
+reconstruct: Callable[..., JsonDict] = interface("reconstruct", ReconstructConfig, "lary.runs.reconstruct:reconstruct")
 controls: Callable[..., ControlReport] = interface("controls", ControlsConfig, "lary.runs.controls:run_controls")
 
 

@@ -240,6 +240,7 @@ def run_facts(task: Task, inputs: tuple[NamedDigest, ...], devices: Sequence[str
     dataset["samples"] = {name: digest(*split.table.ids) for name, split in splits.items()}
     known = all(data.digests.get(name) == own for name, own in dataset["samples"].items())
     dataset["revision_source"] = "verified" if known else "declared"
+    options = train.store.get("record", {}).get("options", {})
     weights = {
         "name": config.name or config.model,
         "dim": shape[-1],
@@ -249,7 +250,7 @@ def run_facts(task: Task, inputs: tuple[NamedDigest, ...], devices: Sequence[str
         # Of latents that another program wrote, or whose plug-in isn't named again.
         "paradigm": model.paradigm if model else "unregistered",
         "parameters_m": (model and model.parameters_m) or train.store.get("parameters_m"),
-        "training": train.store.get("record", {}).get("options", {}).get("trained", {}),
+        "training": options["trained"] | {"sizes": options["network"]} if "trained" in options else {},
     }
     same = ("protocol", "control", "project", "folds", "action_mode")
     return {name: getattr(config, name, None) for name in same} | {

@@ -3,7 +3,8 @@
 The file is YAML with three keys: `options` for all runs, `grid` with lists
 whose combinations are run, `runs` with single ones. Keys are the options of
 ``lary run``. A fourth, `plugins`, lists Python files to run first, relative to
-the file's folder.
+the file's folder. `train` has the same three of ``lary train lam``: models
+that are trained first, and join the grid.
 """
 
 import itertools
@@ -14,11 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lary.configs import RunConfig, SweepConfig, make_options
+from lary.configs import RunConfig, SweepConfig, help_texts, make_options
 from lary.data.spec import DATASETS
 from lary.data.splits import find_table
 from lary.data.tables import read_table
 from lary.files import digest, read_yaml
+from lary.lam import is_trained, train_lam, training_name
+from lary.lam.configs import TrainLamConfig
 from lary.latents.pipeline import Interrupted
 from lary.latents.ref import LatentsRef, find_latent_table
 from lary.models.choices import chosen_model
@@ -37,56 +40,29 @@ from lary.types import RANDOM, JsonDict, LaryError, UsageError
 SECTIONS = {"options": dict, "grid": dict, "runs": list}
 MOST_RUNS, LONGEST, MEDIA_TRIED = 10_000, 200, 64
 
-IN_FOLDER = (
-    "model",
-    "dataset",
-    "protocol",
-    "weights",
-    "latent",
-    "pool",
-    "layer",
-    "size",
-    "name",
-    "model_type",
-    "action_mode",
-    "control",
-    "project",
-)
+IN_FOLDER = help_texts()["facts"]["sweep"]["in_folder"].split()
 """Options in a result's folder name; runs that differ in others get their own folder."""
 
-OF_LATENTS = (
-    "weights",
-    "revision",
-    "precision",
-    "model_seed",
-    "dtype",
-    "store",
-    "shard_rows",
-    "limit",
-    "batch_size",
-    "cpu_batch",
-    "compile",
-    "device",
-    "mode",
-    "stride",
-)
+OF_LATENTS = help_texts()["facts"]["sweep"]["of_latents"].split()
 """Options that change latents but not their folder: all runs of a sweep share them."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One run of a sweep: its number from 1, its options, and its own folder."""
+    """One run of a sweep: its number from 1, its options, its own folder, its model's training."""
 
     number: int
     config: RunConfig
     own: str
+    training: TrainLamConfig | None = None
 
     @property
     def title(self) -> str:
         """What sets this run apart, in a line."""
         default, own = vars(RunConfig(model="", dataset="")), vars(self.config)
-        words = [f"{self.config.model} on {self.config.dataset}"]
-        words += [f"{name} {own[name]}" for name in IN_FOLDER[2:] if own[name] != default[name]]
+        model = self.config.name if self.training else self.config.model
+        words = [f"{model} on {self.config.dataset}"]
+        words += [f"{name} {own[name]}" for name in IN_FOLDER[2:] if own[name] not in (default[name], model)]
         return ", ".join(words + [self.own] * bool(self.own))
 
     @property
@@ -116,8 +92,13 @@ Outcome = RunReport | str
 def run_sweep(file: Path, config: SweepConfig, settings: Settings) -> int:
     """Plan, run, print a table; returns the exit code. Raises UsageError."""
     plan = part_of(read_plan(file), config.part)
+    trainings = {each.config.model: each.training for each in plan if each.training}
+    left = {model: training for model, training in trainings.items() if not is_trained(training)}
+    if trainings:
+        states = [(f"  {Path(model).name}", "to do" if model in left else "finished") for model in trainings]
+        print(f"{len(trainings)} trainings, which come first:", *aligned(states), sep="\n")
     print(f"{len(plan)} runs, those of one model and data set share their latents:")
-    lacks = lacking(plan, settings)
+    lacks = lacking([each for each in plan if each.config.model not in left], settings)
     rows = [
         (
             f"  {each.number:4d}",
@@ -128,18 +109,31 @@ def run_sweep(file: Path, config: SweepConfig, settings: Settings) -> int:
     ]
     print(*aligned(rows), sep="\n")
     if config.dry_run:
-        left = (each for each in plan if each.number not in lacks and not each.is_done(settings))
-        print(estimate_runs({f"  {each.number:4d}  {each.title}": each.config for each in left}, settings))
+        known = (each for each in plan if each.number not in lacks and each.config.model not in left)
+        undone = {f"  {each.number:4d}  {each.title}": each.config for each in known if not each.is_done(settings)}
+        print(estimate_runs(undone, settings))
         return int(bool(lacks))
     outcomes: dict[int, Outcome] = {}
-    found = on_ray(plan, config, settings) if config.engine == "ray" else ((each, do(each, settings)) for each in plan)
-    for each, outcome in found:
+    for training, outcome in done([[each] for each in left.values()], config, settings):
+        for each in plan if isinstance(outcome, str) else ():
+            if each.training == training:
+                outcomes[each.number] = f"its training failed: {outcome}"
+                log.error("%s: %s", each.title, outcomes[each.number])
+    ready = [each for each in plan if each.number not in outcomes]
+    groups = groups_of(ready) if config.engine == "ray" else [[each] for each in ready]
+    for each, outcome in done(groups, config, settings):
         outcomes[each.number] = outcome
         if isinstance(outcome, str):
             log.error("run %d, %s: failed: %s", each.number, each.title, outcome)
         else:
             state = "done" if outcome.probe.new else "was done before"
-            log.info("run %d, %s: %s, %s", each.number, each.title, state, outcome.probe.result.score.text())
+            log.info(
+                "run %d, %s: %s, %s",
+                each.number,
+                each.title,
+                state,
+                outcome.probe.result.score.text(),
+            )
     print(outcome_text(plan, outcomes))
     return 1 if any(isinstance(outcome, str) or outcome.failures for outcome in outcomes.values()) else 0
 
@@ -181,33 +175,45 @@ def split_problem(name: str, split: str, *, optional: bool, settings: Settings) 
     return ""
 
 
-def do(planned: Planned, settings: Settings) -> Outcome:
-    """Do one run; whatever goes wrong, the others go on. Raises Interrupted."""
+def done(groups: Sequence[Sequence[Any]], config: SweepConfig, settings: Settings) -> Iterator[tuple[Any, Any]]:
+    """Runs or trainings, and outcomes; a group is a task of a Ray cluster. Raises LaryError."""
+    if config.engine == "local":
+        yield from ((each, do(each, settings)) for group in groups for each in group)
+    elif groups:
+        for group, found in tasks_on_ray(do_group, groups, config, settings):
+            reasons = [f"its task failed: {found}"] * len(group)
+            yield from zip(group, reasons if isinstance(found, str) else found, strict=True)
+
+
+def do(work: Planned | TrainLamConfig, settings: Settings) -> RunReport | JsonDict | str:
+    """Do one run or training; whatever goes wrong, the others go on. Raises Interrupted."""
     try:
-        return run(planned.config, planned.settings(settings))
+        if isinstance(work, TrainLamConfig):
+            return train_lam(work, settings)
+        return run(work.config, work.settings(settings))
     except Interrupted:
         raise
     except Exception as error:
         return str(error) if isinstance(error, LaryError) else f"{type(error).__name__}: {error}"
 
 
-def on_ray(plan: Sequence[Planned], config: SweepConfig, settings: Settings) -> Iterator[tuple[Planned, Outcome]]:
-    """Do the runs on a Ray cluster; those that share latents are one task."""
-    for group, found in tasks_on_ray(do_group, groups_of(plan), config, settings):
-        reasons = [f"its task failed: {found}"] * len(group)
-        yield from zip(group, reasons if isinstance(found, str) else found, strict=True)
-
-
 def do_group(
-    group: Sequence[Planned], values: dict[str, str], plugins: tuple[Path, ...], gpus: str | None
-) -> list[Outcome]:
-    """Do the runs of one group on its GPUs, or else the CPU."""
+    group: Sequence[Any],
+    values: dict[str, str],
+    plugins: tuple[Path, ...],
+    gpus: str | None,
+) -> list[Any]:
+    """Do the work of one group on its GPUs, or else the CPU."""
     setup_logging()
     for plugin in plugins:
         load_plugin(plugin)
     settings = load_settings(values, environment={})
     own: JsonDict = {"gpus": gpus} if gpus else {"gpus": None, "device": "cpu"}
-    return [do(replace(each, config=replace(each.config, **own)), settings) for each in group]
+    placed = (
+        replace(each, **own) if isinstance(each, TrainLamConfig) else replace(each, config=replace(each.config, **own))
+        for each in group
+    )
+    return [do(each, settings) for each in placed]
 
 
 # The file
@@ -219,28 +225,23 @@ def read_plan(file: Path) -> list[Planned]:
     content = read_yaml(file, "sweep file")
     if isinstance(content, dict):
         load_named_plugins(content.pop("plugins", None), file)
-    if not isinstance(content, dict) or not content.keys() <= SECTIONS.keys():
-        raise UsageError(f"{where} has to hold the keys {', '.join(SECTIONS)} or plugins, and no others.")
-    found = [content.get(name) or kind() for name, kind in SECTIONS.items()]
-    shared, grid, runs = found
-    if not all(map(isinstance, found, SECTIONS.values())) or not all(
-        isinstance(values, list) and values for values in grid.values()
-    ):
-        raise UsageError(f"{where}: options hold NAME: value, grid NAME: [values], runs a list of options.")
-    if math.prod(map(len, grid.values())) + len(runs) > MOST_RUNS:
-        raise UsageError(f"{where} asks for more than {MOST_RUNS} runs: split it.")
-    if len(grid.get("seed", [])) > 1:
-        several = ",".join(map(str, grid["seed"]))
-        log.warning('%s: seed in the grid makes a run of each; seeds: "%s" makes one, with their mean', file, several)
-    # All combinations of the grid's values, the last key fastest, then the single runs.
-    asked = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())] if grid else []
-    common = named_options(shared, f"{file}, options")
+    trainings = read_trainings(content.pop("train"), file) if isinstance(content, dict) and "train" in content else {}
+    common, asked = read_block(content, where, f"{file}, options", list(trainings))
+    if len(seeds := (content.get("grid") or {}).get("seed", [])) > 1:
+        several = ",".join(map(str, seeds))
+        log.warning(
+            '%s: seed in the grid makes a run of each; seeds: "%s" makes one, with their mean',
+            file,
+            several,
+        )
     plan: list[Planned] = []
     seen: dict[str, int] = {}
-    for number, given in enumerate([*asked, *runs], start=1):
+    for number, given in enumerate(asked, start=1):
         place = f"{file}, run {number}"
         options = named_options(given, place)
-        config = checked(common | options, place)
+        if training := trainings.get(str((common | options).get("model"))):
+            options["name"] = f"lam-{training.out.name}"
+        config = checked(common | options, place, known=training is None)
         if (other := seen.setdefault(repr(config), number)) != number:
             raise UsageError(f"{place}: this is the same run as number {other}.")
         own = ",".join(
@@ -248,7 +249,8 @@ def read_plan(file: Path) -> list[Planned]:
             for name, value in sorted(options.items())
             if name not in IN_FOLDER and value is not None
         )
-        plan.append(Planned(number, config, own if len(own) <= LONGEST else f"{own[:LONGEST]},{digest(own)}"))
+        own = own if len(own) <= LONGEST else f"{own[:LONGEST]},{digest(own)}"
+        plan.append(Planned(number, config, own, training))
     if not plan:
         raise UsageError(f"{where} asks for no run: it needs a grid or runs.")
     latents: dict[tuple[Any, ...], Any] = {}
@@ -269,6 +271,41 @@ def read_plan(file: Path) -> list[Planned]:
     return plan
 
 
+def read_block(content: Any, where: str, place: str, models: Sequence[str] = ()) -> tuple[JsonDict, list[Any]]:
+    """Options of all, and of each: the grid's, which `models` join, its last key fastest, then single ones.
+
+    Raises UsageError.
+    """
+    if not isinstance(content, dict) or not content.keys() <= SECTIONS.keys():
+        raise UsageError(f"{where} has to hold the keys {', '.join(SECTIONS)}, train or plugins, and no others.")
+    found = [content.get(name) or kind() for name, kind in SECTIONS.items()]
+    shared, grid, runs = found
+    if not all(map(isinstance, found, SECTIONS.values())) or not all(
+        isinstance(values, list) and values for values in grid.values()
+    ):
+        raise UsageError(f"{where}: options hold NAME: value, grid NAME: [values], runs a list of options.")
+    if models:
+        grid = {"model": [*models, *grid.get("model", [])]} | {key: own for key, own in grid.items() if key != "model"}
+    if math.prod(map(len, grid.values())) + len(runs) > MOST_RUNS:
+        raise UsageError(f"{where} asks for more than {MOST_RUNS} runs: split it.")
+    asked = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())] if grid else []
+    return named_options(shared, place), [*asked, *runs]
+
+
+def read_trainings(content: Any, file: Path) -> dict[str, TrainLamConfig]:
+    """The trainings of a sweep, by the names of their models. Raises UsageError."""
+    common, asked = read_block(content, f"The sweep file {file}, train,", f"{file}, train")
+    folder = Path(str(common.pop("out", "lam"))).absolute()  # tasks of a cluster run elsewhere
+    found = {}
+    for number, given in enumerate(asked, start=1):
+        place = f"{file}, training {number}"
+        own = named_options(given, place)
+        config = make_options(TrainLamConfig, common | own | {"out": folder}, place)
+        config = replace(config, out=folder / training_name(config, own))
+        found[f"lam:{config.out}"] = config
+    return found
+
+
 def named_options(options: Any, place: str) -> JsonDict:
     """Options by field name; dashes are taken for underscores. Raises UsageError."""
     if not isinstance(options, dict):
@@ -276,12 +313,13 @@ def named_options(options: Any, place: str) -> JsonDict:
     return {str(name).replace("-", "_"): value for name, value in options.items()}
 
 
-def checked(options: Mapping[str, Any], place: str) -> RunConfig:
-    """The run of these options, checked without its data. Raises UsageError."""
+def checked(options: Mapping[str, Any], place: str, *, known: bool) -> RunConfig:
+    """The run of these options, checked without its data, or a model not `known`. Raises UsageError."""
     config = make_options(RunConfig, options, place)
     try:
         dataset = DATASETS.get(config.dataset)
-        chosen_model(config)
+        if known:
+            chosen_model(config)
         PRESETS.get(config.probe_preset)
         probe_config(config)
         dataset.roles(config.splits)
@@ -297,14 +335,15 @@ def part_of(plan: list[Planned], part: str | None) -> list[Planned]:
     found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", part)
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
         raise UsageError(f"--part {part}: expected K/N with K from 1 to N, such as 1/4.")
-    return [each for group in groups_of(plan)[int(found[1]) - 1 :: int(found[2])] for each in group]
+    groups = groups_of(plan, together=True)
+    return [each for group in groups[int(found[1]) - 1 :: int(found[2])] for each in group]
 
 
-def groups_of(plan: Sequence[Planned]) -> list[list[Planned]]:
-    """Runs grouped by the latents that they read."""
+def groups_of(plan: Sequence[Planned], *, together: bool = False) -> list[list[Planned]]:
+    """Runs grouped by the latents that they read, those of a model to train `together`."""
     groups: dict[Any, list[Planned]] = {}
     for each in plan:
-        groups.setdefault(each.latents, []).append(each)
+        groups.setdefault(each.config.model if together and each.training else each.latents, []).append(each)
     return list(groups.values())
 
 

@@ -2,12 +2,13 @@
 
 import html
 import json
-import runpy
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -99,16 +100,28 @@ def test_weights_that_are_not_those_of_the_record_are_refused(root: Path, tmp_pa
     fails(UsageError, "holds no training.json: name the folder", MODELS.get, f"lam:{tmp_path}")
 
 
-def test_released_weights_have_their_decoder_or_are_refused(root: Path, tmp_path: Path) -> None:
+def test_released_weights_have_their_decoder_or_are_refused(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A file in the published form, with every key of the decoder."""
     spec = MODELS.get("lapa")
     sizes = json.loads((root / "k8" / "training.json").read_text())["sizes"]
-    spec = replace(spec, options={**spec.options, "network": sizes})
+    spec = replace(spec, options={**spec.options, "network": sizes}, preprocess=replace(spec.preprocess, size=32))
+    monkeypatch.setattr("lary.runs.reconstruct.MODELS", Mock(get=lambda _: spec))
+    words = ("--model", "lapa", "--weights", tmp_path / "laq.pt")
     tensors = load_file(root / "k8" / "model.safetensors")
     torch.save(tensors, tmp_path / "laq.pt")
     given = replace(context(root), weights=str(tmp_path / "laq.pt"))
     network, _ = spec.factory.open(spec, given, TrainableModel)  # type: ignore[union-attr]
     assert torch.equal(network.to_pixels_first_frame[0].weight, tensors["to_pixels_first_frame.0.weight"])
+    found, _ = reconstructed(root, tmp_path, *words)
+    trained, _ = reconstructed(root, tmp_path, *words[:3], root / "k8" / "model.safetensors")
+    assert found["numbers"] == trained["numbers"]
+    names = sorted(tensors)
+    torch.save(dict(zip(names, map(tensors.get, names[1:] + names[:1]), strict=True)), tmp_path / "laq.pt")
+    reconstructed(
+        root, tmp_path, *words, code=1, has=("64 misshaped: to_patch_emb_first_frame.1.weight [16] for [48]",)
+    )
     del tensors["to_pixels_first_frame.0.weight"]
     torch.save(tensors, tmp_path / "laq.pt")
     fails(LaryError, "1 missing: to_pixels_first_frame.0.weight", spec.factory.open, spec, given, TrainableModel)  # type: ignore[union-attr]
@@ -155,6 +168,11 @@ def test_a_backbone_of_transformers(root: Path, tmp_path: Path) -> None:
     spec = MODELS.get(f"lam:{tmp_path / 'lam'}")
     given = replace(context(root), weights=str(tmp_path / "lam" / "model.safetensors"))
     assert build(spec, given).encode(torch.rand(1, 2, 3, 224, 224)).tokens.shape == (1, 4, 32)
+    found, size = reconstructed(root, tmp_path, "--model", spec.name)
+    assert (found["target"], found["numbers"]["pairs"], size) == ("features", 18, (1365, 690))
+    record = tmp_path / "lam" / "training.json"
+    record.write_text(record.read_text().replace("features_normed", "features"))  # of an earlier version
+    fails(UsageError, "lacks 'features_normed': train the model anew", MODELS.get, f"lam:{tmp_path / 'lam'}")
     weights = load_file(tmp_path / "vit" / "model.safetensors")
     save_file({key: value + 1 for key, value in weights.items()}, tmp_path / "vit" / "model.safetensors")
     fails(LaryError, "aren't those of 'lam:", build, spec, given)
@@ -171,22 +189,52 @@ def test_features_of_other_models_are_normed(root: Path, tmp_path: Path) -> None
     torch.testing.assert_close(features.std(dim=-1, correction=0), torch.ones(1, 2, 8, 8), atol=1e-2, rtol=0)
 
 
-def test_reconstruction_of_trained_weights(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The example script: numbers, pictures, and models without a decoder."""
-    script = str(Path(__file__).parents[2] / "examples" / "reconstruct_lam.py")
-    places = ["--lary-root", root, "--data-dir", root / "data", "--pairs", "10", "--pictures", "3", "--out", tmp_path]
+HOW = ("--batch-size", "4", "--pictures", "3", "--device", "cpu", "--workers", "1")
 
-    def run(*words: str) -> None:
-        monkeypatch.setattr(sys, "argv", [script, *words, *map(str, places)])
-        runpy.run_path(script, run_name="__main__")
 
-    run(model(root), "calvin")
-    found = json.loads((tmp_path / "reconstruction.json").read_text())
-    assert found["data"] == "calvin:val"
-    assert f"reconstruction loss {found['signals']['loss_noise']:.5g}" in capsys.readouterr().out
-    assert 0 <= found["transfer"] <= 1
-    with Image.open(tmp_path / "pictures.png") as picture:
-        assert picture.size == (6 * 98, 3 * 98)
-    fails(SystemExit, "Model 'pixels' has no decoder", run, "pixels", "calvin")
+def reconstructed(root: Path, out: Path, *words: str | Path, code: int = 0, has: tuple[str, ...] = ()) -> Any:
+    """What the command wrote, and the height and width of its pictures."""
+    printed("reconstruct", "--dataset", "calvin", "--out", out, *HOW, *words, root=root, code=code, has=has)
+    if not code:
+        with Image.open(out / "reconstruct.png") as picture:
+            return json.loads((out / "reconstruct.json").read_text()), picture.size
+    return None
+
+
+def test_reconstruction_of_trained_weights(root: Path, tmp_path: Path) -> None:
+    """The losses over all pairs of the validation split are those of the network alone."""
+    found, (width, height) = reconstructed(
+        root, tmp_path, "--model", model(root), has=("reconstruction_loss", "Written")
+    )
+    assert (found["data"], found["target"], found["numbers"]["pairs"]) == ("calvin:val", "pixels", 18)
+    assert (width, height) == (1170, 690)
+    assert found["training"]["weights_digest"] == MODELS.get(model(root)).options["trained"]["weights_digest"]
+    mixture = open_mixture(["calvin:val"], settings_of(root), 0, 32, exclude=False, workers=1)
+    units = {unit.id: unit for unit in map(mixture.parts[0].unit, range(18))}
+    assert sorted(found["samples"]) == sorted(f"calvin:val/{name}/0-1" for name in units)
+    paths = [unit.paths for unit in units.values()]
+    pairs = torch.stack([torch.stack([pil_to_tensor(path) for path in both]) for both in paths])
+    network, _ = TrainedActions.open(MODELS.get(model(root)), context(root), TrainableModel)
+    with torch.no_grad():
+        embedded = network.embed_pairs(pairs)
+        latent = network.latent(embedded)
+        for name, tokens in (("continuous", latent), ("hard", network.vq.quantized(network.vq.codes(latent)))):
+            drawn = network.decode(embedded[:, 0], network.vq.tokens(tokens))
+            expected = float((drawn - pairs[:, 1]).square().mean())
+            assert found["numbers"][f"loss_{name}"] == pytest.approx(expected, rel=1e-4)
+    copied = float((pairs[:, 0] - pairs[:, 1]).square().mean())
+    assert found["numbers"]["copy_loss"] == pytest.approx(copied, rel=1e-4)
+    assert found["numbers"]["margin"] == pytest.approx(1 - found["numbers"]["reconstruction_loss"] / copied, rel=1e-4)
+    other, _ = reconstructed(root, tmp_path, "--model", model(root), "--pairs", "4", "--seed", "1")
+    assert len(other["samples"]) == 4
+    assert other["samples"] != found["samples"][:4]
+    words = ("It isn't known how tokens of 'univla' enter a decoder", "lapa, dinov2, dinov3, siglip2, magvit2")
+    reconstructed(root, tmp_path, "--model", "univla", code=2, has=words)
+    reconstructed(root, tmp_path, "--model", model(root), "--pairs", "1", code=2, has=("at least 2 are needed",))
+
+
+def pil_to_tensor(path: str) -> torch.Tensor:
+    """A picture, resized as published, as (3, 32, 32) in [0, 1]."""
+    with Image.open(path) as picture:
+        resized = picture.convert("RGB").resize((32, 32), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1) / 255

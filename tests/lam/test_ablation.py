@@ -1,0 +1,58 @@
+"""A sweep that trains its models first, and the tables and figures of its ablation."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lary.lam import is_trained, training_name
+from lary.lam.configs import TrainLamConfig
+from lary.runs import sweep as sweeps
+from tests.helpers import contents, printed
+from tests.tree import make_calvin
+
+SWEEP = """
+train:
+  options: {{backbone: lapa, dataset: calvin, distance: 3-4, image_size: 16, patch_size: 2, dim: 16, depth: 1, heads: 2,
+    dim_head: 8, quant_dim: 8, batch_size: 4, monitor_pairs: 6, steps: 2, device: cpu, workers: 1,
+    lr: 1.0e-3, out: {out}}}
+  grid: {{codebook_size: [4, 8], code_length: {lengths}}}
+options: {{probe_preset: demo, workers: 1, model_type: ridge, device: cpu}}
+grid: {{dataset: [calvin]}}
+"""
+NAMES = ["lapa-cs4_sl4_dim8_lr1e-3", "lapa-cs8_sl4_dim8_lr1e-3"]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_sweep_trains_probes_and_makes_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_calvin(tmp_path, {"train": 8, "val": 6})
+    file, lam = tmp_path / "ablation.yaml", tmp_path / "lam"
+
+    def sweep(*words: str, lengths: str = "[4]", code: int = 0, has: tuple[str, ...] = ()) -> str:
+        file.write_text(SWEEP.format(out=lam, lengths=lengths))
+        return printed("sweep", file, *words, root=tmp_path, code=code, has=has)
+
+    told = sweep("--dry-run", has=("2 trainings, which come first", *NAMES))
+    assert ("to do" in told, lam.exists()) == (True, False)
+    sweep(has=("--distance 3-4 is not used by calvin:train, whose pairs", "2 runs: 2 done now", f"lam-{NAMES[0]}"))
+    before = contents(lam)
+    records = {name: json.loads((lam / name / "training.json").read_text()) for name in NAMES}
+    assert all(each["finished"] and each["sizes"]["codebook_size"] in (4, 8) for each in records.values())
+    reason = "its training failed: Model 'lapa': a code of length 16 can't be decoded"
+    told = sweep(lengths="[4, 16]", code=1, has=("4 runs: 0 done now, 2 before, 2 failed", reason))
+    assert told.count("finished") == 2
+    monkeypatch.setattr(sweeps, "train_lam", lambda *_: pytest.fail("it is trained"))
+    sweep(has=("2 runs: 0 done now, 2 before",))
+    assert {name: data for name, data in contents(lam).items() if "lock" not in name} == before
+    monkeypatch.undo()
+
+
+def test_trainings_are_named_as_ablations(tmp_path: Path) -> None:
+    def name(*varied: str, **options: object) -> str:
+        return training_name(TrainLamConfig(dataset=("calvin",), out=tmp_path, **options), varied)  # type: ignore[arg-type]
+
+    assert name(backbone="dinov3", codebook_size=64, code_length=49, quant_dim=256) == "dinov3-cs64_sl49_dim256_lr1e-4"
+    assert name(backbone="dinov3-cs16_sl49_dim8_lr3e-4") == "dinov3-cs16_sl49_dim8_lr3e-4"
+    assert name("seed", "lr", backbone="lapa", seed=2, lr=1.5e-3) == "lapa-cs8_sl4_dim32_lr1.5e-3_seed2"
+    assert name(backbone="random-vit") == "random-vit-cs8_dim32_lr1e-4"
+    assert not is_trained(TrainLamConfig(backbone="lapa", dataset=("calvin",), out=tmp_path))
