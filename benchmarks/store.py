@@ -24,14 +24,13 @@ import pyarrow.parquet  # noqa: F401 (imports are not what is measured)
 from lary.latents.ref import open_store
 from lary.latents.sources import NpzSource, ShardSource
 from lary.latents.store import StoreIdentity
-from lary.latents.writers import latent_name
 from lary.probes.sources import finite_latents, read_batches
 
 CASES = (((16, 1024), 20_000, 20_000), ((2, 196, 1024), 1_000, 2_000))
 """Shape, samples, rows/s that shards have to give."""
 
 BATCH = {16: 256, 2: 32}
-PASSES = 3
+PASSES, NAME = 3, "latent_action_{:08d}.npz"
 
 
 def draw(row: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -68,7 +67,7 @@ def write_naive(folder: Path, dtype: str, shape: tuple[int, ...], count: int) ->
     """One compressed file per sample."""
     folder.mkdir()
     for row in range(count):
-        np.savez_compressed(folder / latent_name(row), tokens=draw(row, shape).astype(dtype), indices=np.array([]))
+        np.savez_compressed(folder / NAME.format(row), tokens=draw(row, shape).astype(dtype), indices=np.array([]))
 
 
 def sharded(folder: Path, dtype: str) -> ShardSource:
@@ -116,7 +115,7 @@ def run(folder: Path, shape: tuple[int, ...], count: int, least: int) -> bool:
         write(place)
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
         share = size_of(place) / (payload * rows / count)
-        files = [place / latent_name(row) for row in range(rows)]
+        files = [place / NAME.format(row) for row in range(rows)]
         source = NpzSource(files) if name != "shards" else sharded(place, "float16")
         found[name], per_cpu = rate(source, batch, 10 * few if isinstance(source, NpzSource) else count)
         first = f"{payload * rows / count / 1e6 / seconds:12.0f}{1e3 * cpu / rows:12.3f}{share:15.4f}"

@@ -6,6 +6,8 @@ import sys
 import tokenize
 from collections.abc import Iterable
 from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -130,6 +132,16 @@ def test_imports_go_one_way(path: Path) -> None:
         parts = part_of(own), part_of(imported)
         assert LAYERS[parts[1]] <= LAYERS[parts[0]], f"{own} imports {imported} from a later layer"
         assert parts not in APART, f"{own} must not import {imported}"
+
+
+def test_scripts_import_what_is_there() -> None:
+    """Scripts beside the package, most of which no test runs."""
+    scripts = [path for folder in ("benchmarks", "docs", "examples", "utils") for path in (ROOT / folder).rglob("*.py")]
+    names = {name.rpartition(".")[::2] for path in scripts for name in imports_of(path) if "." in name}
+    missing = [f"{module}.{name}" for module, name in sorted(names) if not hasattr(import_module(module), name)
+               and not find_spec(f"{module}.{name}")]  # fmt: skip
+    assert scripts
+    assert not missing
 
 
 def test_names_of_records_are_compared_nowhere() -> None:
