@@ -171,7 +171,7 @@ def classification(shape: tuple[int, ...], batch: int, samples: int, precision: 
     rows = np.arange(samples, dtype=np.int64)
     names, columns = tuple(map(str, range(CLASSES))), SampleColumns((), (), (), ())
     inputs = ClassifierInputs(source, labels, source, labels, columns, names)
-    session = Session(protocol="paper", seed=0, device=device)
+    session = Session(protocol="paper", seed=0, device=device, precision=precision)
     training = ClassifierTraining(inputs, replace(settings, bfloat16=half), session)
     training.build()  # checks the memory that is needed
     at_once = training.at_once
