@@ -29,7 +29,7 @@ ProbeControl = Literal["static-pair", "shuffled-order", "shuffled-targets"]
 StoreKind = Literal["npz", "shards"]
 LatentDtype = Literal["float32", "float16", "bfloat16"]
 TableFormat = Literal["latex", "markdown", "csv", "html"]
-AnalysisKind = Literal["all", "frequency", "gap", "attention", "stride", "codebook", "trajectories"]
+AnalysisKind = Literal["all", "frequency", "gap", "attention", "stride", "codebook", "ablation", "trajectories"]
 
 Config = TypeVar("Config")
 WRITTEN = ("seeds", "gpus")

@@ -27,8 +27,7 @@ IN_NAME = {"backbone", "codebook_size", "code_length", "quant_dim", "lr"}
 def train_lam(config: TrainLamConfig, settings: Settings) -> JsonDict:
     """Train a latent action model, or resume; returns the content of ``training.json``.
 
-    Raises UsageError for wrong options or another training in the
-    folder, LaryError for one that diverged or collapsed.
+    Raises UsageError, LaryError for one that diverged or collapsed.
     """
     from lary.files import read_json, remove_torn
     from lary.lam import training

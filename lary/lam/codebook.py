@@ -17,14 +17,13 @@ from lary.probes.team import Team
 Draw = Callable[..., Tensor]
 
 LEAST = 0.1
-"""A code is unused below this share of a batch's samples, as
-published, or of its fair share."""
+"""Share of a batch's samples, as published, or fair share, below which a code is unused."""
 EVERY = 10
-"""Steps between two checks of the corrected rule."""
+"""Steps between checks of the corrected rule."""
 END = 0.9
-"""Share of the steps after which no code is started anew."""
+"""Share of the steps after which no code is restarted."""
 LOSSES = ("noise", "copy", "hard", "continuous")
-"""Tokens with noise, as trained; the first frame; codes; the latent."""
+"""Tokens with noise, the first frame, codes, the latent."""
 COLLAPSED = 1.5
 """Perplexity at which a codebook is one code."""
 
@@ -48,12 +47,7 @@ def replace_published(
     permute: Draw = torch.randperm,
     normal: Draw = torch.randn,
 ) -> None:
-    """Overwrite unused rows with copies of used ones, as published.
-
-    Changes the codebook (K, Q) in place, and clears `used`, int64
-    (K,): forwards in which a code occurred. `batch` samples are in
-    a forward on this process.
-    """
+    """Overwrite rows (K, Q) unused by `batch` samples with copies, as published; clears `used`, int64 (K,)."""
     idle = used.float() / batch < LEAST
     free, kept = idle.nonzero().flatten(), (~idle).nonzero().flatten()
     used.zero_()
@@ -68,13 +62,7 @@ def replace_published(
 
 
 class PublishedRule:
-    """The rule of the published training, with its defects.
-
-    It counts forwards in which a code occurs, those of validation
-    too, divides by the samples of a batch, keeps the moments of
-    copied rows, and ends at step 4,500. Processes count and draw
-    for themselves, so that their codebooks part.
-    """
+    """The rule of the published training, whose defects ``docs/training.md`` names."""
 
     def __init__(self, codes: int, device: str, seed: int = 0) -> None:
         self.used = torch.zeros(codes, dtype=torch.int64, device=device)
@@ -85,7 +73,7 @@ class PublishedRule:
         self.used += own > 0
 
     def draws(self, step: int, rank: int) -> tuple[Draw, Draw]:
-        """What permutes and what draws normal values in a step."""
+        """What permutes and what draws values in a step."""
         draw = seeded(self.seed, step, rank)
         return partial(torch.randperm, generator=draw), partial(torch.randn, generator=draw)
 
@@ -96,16 +84,9 @@ class PublishedRule:
 
 
 class CorrectedRule(PublishedRule):
-    """Starts dead codes on latents of the batch, alike on all processes.
-
-    A code is dead if its uses, over all processes, are below a
-    tenth of its fair share. Windows grow until that is a use.
-    Evaluation doesn't count, and the last tenth of the training
-    leaves the codebook in peace.
-    """
+    """Starts codes below a tenth of their fair share on latents of the batch, alike on all processes."""
 
     def count(self, own: Tensor, whole: Tensor) -> None:
-        """Count a forward by the uses (K,) of this process, and of all."""
         self.used += whole
 
     def dead(self, step: int, total: int) -> Tensor:
@@ -119,11 +100,7 @@ class CorrectedRule(PublishedRule):
 
     @torch.no_grad()
     def draw(self, count: int, latents: Tensor, step: int, team: Team) -> Tensor:
-        """Rows (count, Q) drawn from the latents of all processes.
-
-        `latents` (B, N, Q) are of this process's share. Where they
-        are too few, one starts several codes, with some noise.
-        """
+        """Rows (count, Q) drawn from latents (B, N, Q) of each process; with noise where they are too few."""
         places, width = latents.shape[1:]
         samples = latents.new_tensor([len(latents)])
         team.add(samples)
@@ -144,10 +121,7 @@ def monitor_due(step: int, total: int) -> bool:
 
 
 class Monitor:
-    """Signals of a model's health on raw held-out pairs (M, 2, ...).
-
-    `embed` is `LamTraining.embed`, `batch` pairs pass at once.
-    """
+    """Signals of a model's health on raw held-out pairs (M, 2, ...), `batch` at once."""
 
     def __init__(self, embed: Callable[..., Any], pairs: Tensor, batch: int, seed: int) -> None:
         self._embed, self._pairs, self._seed = embed, pairs, seed
@@ -158,7 +132,7 @@ class Monitor:
 
     @torch.no_grad()
     def measure(self, network: Any) -> dict[str, Any]:
-        """All signals; losses are means over pairs, lengths over rows of the latent."""
+        """All signals, as means."""
         sums = Counter[str]()
         latents, codes, draw = [], [], seeded(self._seed, "monitor")
         for part in self._pairs.tensor_split(self._parts):
@@ -217,7 +191,7 @@ def compare_tokens(
 
 
 def codebook_use(counts: Tensor) -> dict[str, Any]:
-    """Use of a codebook by how often each of its codes (K,) was chosen."""
+    """Use of a codebook by counts (K,) of its codes."""
     size, shares = len(counts), counts.double() / counts.sum()
     used = int((shares >= LEAST / size).sum())
     perplexity = float(torch.special.entr(shares).sum().exp())

@@ -1,7 +1,6 @@
 """Pairs of frames for the training of latent action models, from mixtures of data sets.
 
-A sample is a function of the seed and its number alone, drawn
-as published. Worker processes of extraction read ahead.
+A sample is a function of the seed and its number alone.
 """
 
 from __future__ import annotations
@@ -64,11 +63,7 @@ def pick_pair(draw: random.Random, frames: int, low: int, high: int) -> tuple[in
 
 @dataclass(frozen=True)
 class PairUnit:
-    """What two frames are from.
-
-    A video from `start` on, images in
-    order, or a pair (0 frames).
-    """
+    """A video from `start` on, images in order, or a pair (0 frames)."""
 
     id: str
     paths: tuple[str, ...]
@@ -84,10 +79,7 @@ class PairUnit:
 
 
 class PairSource:
-    """The units of one data set or folder, whole groups of which are held out.
-
-    `unit` makes the one at a position; image pairs have no distance.
-    """
+    """Units of one data set or folder, made by `unit`; whole groups are held out, image pairs have no distance."""
 
     def __init__(
         self,
@@ -117,7 +109,7 @@ class PairSource:
         self.groups = sorted(counts.keys() - held)
 
     def manifest(self) -> JsonDict:
-        """Ids, groups, digests of content and licences of what is trained on."""
+        """Ids, groups, digests and licences of what is trained on."""
         units = [self.unit(position) for position in self.units.tolist()]
         files = [unit.paths[0] for unit in units[:: -(-len(units) // MOST_DIGESTS)]]
         own = {name: getattr(self, name) for name in ("name", "weight", "distance", "groups")}
@@ -165,11 +157,7 @@ def folder_source(folder: Path, distance: str | None, weight: float) -> PairSour
 
 
 class PairMixture:
-    """Pairs (2, 3, size, size) uint8 of several sources, by their global sample numbers.
-
-    A file is given up after so many seconds. Raises UsageError for wrong
-    weights.
-    """
+    """Pairs (2, 3, size, size) uint8 of several sources, by global sample numbers. Raises UsageError."""
 
     def __init__(
         self,
@@ -206,11 +194,7 @@ class PairMixture:
         return part, unit, pick_pair(draw, unit.frames, *part.distance)
 
     def batch(self, step: int, numbers: Sequence[int]) -> Tensor:
-        """The pairs (B, 2, 3, H, W) of these samples.
-
-        Those as far apart as the last two
-        are read ahead.
-        """
+        """The pairs (B, 2, 3, H, W) of these samples; the next are read ahead."""
         wanted = tuple(numbers)
         if self._stream is None or wanted != self._next:
             self.close()
@@ -229,10 +213,7 @@ class PairMixture:
         return [f"{part.name}/{unit.id}/{first}-{last}" for part, unit, (first, last) in picked]
 
     def heldout(self, pairs: int) -> Tensor:
-        """Fixed pairs (N, 2, 3, H, W) of held-out groups.
-
-        Raises UsageError if all are static.
-        """
+        """Fixed pairs (N, 2, 3, H, W) of held-out groups. Raises UsageError if all are static."""
         import torch
 
         size = min(pairs, 32)
@@ -248,7 +229,7 @@ class PairMixture:
         return found
 
     def manifest(self) -> JsonDict:
-        """What can be seen: the sources, with sample ids, groups, digests and licences."""
+        """What can be seen, by source."""
         return {"version": 1, "seed": self.seed, "parts": [part.manifest() for part in self.parts]}
 
     def close(self) -> None:
@@ -283,7 +264,7 @@ class PairMixture:
                     yield found
 
     def _instead(self, number: int, reason: str, heldout: bool) -> np.ndarray:
-        """A pair in place of an unreadable one: the next that can be read."""
+        """The next readable pair, in place of another."""
         tell_once(f"an unreadable sample is replaced: {reason}")
         out = np.empty((2, 3, self.preprocess.size, self.preprocess.size), np.uint8)
         for other in islice(count(number + 1), ATTEMPTS):
@@ -316,11 +297,7 @@ def open_mixture(
     exclude: bool = True,
     workers: int | None = None,
 ) -> PairMixture:
-    """The mixture of `open_source` of each name.
-
-    A single distance is that of all.
-    Raises UsageError.
-    """
+    """The mixture of `open_source` of each name; a single distance is that of all. Raises UsageError."""
     distances = [*distances] * (len(names) if len(distances) == 1 else 1)
     for option, given in (("weight", weights), ("distance", distances)):
         if len(given) not in (0, len(names)):
@@ -376,7 +353,7 @@ def content_digest(path: str) -> str:
 
 
 def _frames_of(paths: Sequence[Path]) -> int:
-    """The number of frames of a video or of images; 0 for an unreadable video."""
+    """The frames of a video, 0 of an unreadable one, or images."""
     if paths[0].suffix.lower() in IMAGES:
         return len(paths)
     try:

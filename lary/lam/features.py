@@ -16,12 +16,7 @@ from lary.types import UsageError
 
 
 class FeaturePairs:
-    """The pairs of a mixture as features (2, H, W, D) float32.
-
-    Whichever training sees a frame first encodes it.
-    Raises WriteError where the file doesn't fit,
-    UsageError for models of pixels.
-    """
+    """The pairs of a mixture as features (2, H, W, D) float32, each encoded once. Raises WriteError, UsageError."""
 
     def __init__(self, mixture: PairMixture, backbone: Any, folder: Path, device: str) -> None:
         sizes, self._mixture, self._backbone, self._device = backbone.sizes, mixture, backbone, device

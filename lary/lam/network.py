@@ -39,11 +39,7 @@ SILENT = "spatial_rel_pos_bias.net.2.bias"
 
 
 class Forward(NamedTuple):
-    """Latent (B, N, Q), codes (B, N), tokens (B, N, D) and frames.
-
-    These are second frames (B, 3, H', W') in [0, 1], or their
-    features (B, H, W, D).
-    """
+    """Latent (B, N, Q), codes (B, N), tokens (B, N, D), frames (B, 3, H', W') or features (B, H, W, D)."""
 
     latent: Tensor
     codes: Tensor
@@ -58,12 +54,7 @@ class Forward(NamedTuple):
 
 
 class TrainableModel(LatentActionModel):
-    """A latent action model with its decoder, by the published names.
-
-    Keyword arguments are those of `LatentActionModel`; with
-    ``pixel_output`` the decoder predicts pixels, else features.
-    Initial values are the library's.
-    """
+    """`LatentActionModel` with its decoder, of pixels with ``pixel_output``, else of features."""
 
     def __init__(self, **sizes: Any) -> None:
         super().__init__(**sizes)
@@ -75,11 +66,7 @@ class TrainableModel(LatentActionModel):
             self.to_pixels_first_frame = nn.Sequential(nn.Linear(dim, 3 * patch**2))
 
     def decode(self, first: Tensor, tokens: Tensor) -> Tensor:
-        """Predict second frames from embedded first ones and tokens.
-
-        They are (B, H, W, D) and (B, N, D). As published, first
-        frames get no gradient.
-        """
+        """Predict second frames from embedded first ones (B, H, W, D), which get no gradient, and tokens."""
         batch, rows, columns, _ = first.shape
         bias, grid = self.spatial_rel_pos_bias(rows), (batch, 1, rows, columns)
         x = self.dec_spatial_transformer(first.detach().flatten(1, 2), grid, bias, tokens)
@@ -100,12 +87,7 @@ class TrainableModel(LatentActionModel):
         noise: Tensor,
         latent: Tensor | None = None,
     ) -> Forward:
-        """Encode, quantize and decode embedded pairs (B, 2, H, W, D).
-
-        `pixels` are second frames in [0, 1], for models of pixels;
-        `noise` (B, N, Q) is standard-normal; `latent` (B, N, Q) may
-        be known already.
-        """
+        """Encode, quantize and decode embedded pairs (B, 2, H, W, D); `noise` (B, N, Q) is standard-normal."""
         if latent is None:
             latent = self.latent(embedded).float()
         # The nearest code is no matter of bfloat16.
@@ -130,10 +112,7 @@ def embed_raw(network: TrainableModel, pairs: Tensor, normalise: Any, encode: An
 class FrozenBackbone:
     """The frozen encoder of frames, and the network's sizes.
 
-    `encode` takes pairs (B, 2, 3, H', W') that are prepared by
-    `preprocess` to features (B, 2, H, W, D), by `module`; it is
-    None where the network itself embeds pixels; `normed` features
-    have a layer norm per cell.
+    `encode` takes prepared pairs (B, 2, 3, H', W') to features (B, 2, H, W, D), None where the network embeds pixels.
     """
 
     spec: ModelSpec
@@ -146,12 +125,7 @@ class FrozenBackbone:
 
 
 def open_backbone(config: TrainLamConfig, settings: Settings, device: str) -> FrozenBackbone:
-    """The backbone that options name.
-
-    It is of the LAQ family, or any model whose tokens of a frame
-    are a square of cells, and are normed here. Raises LaryError, UsageError for other
-    models, or sizes that can't be.
-    """
+    """The backbone of options, of the LAQ family or with a square of cells per frame. Raises LaryError, UsageError."""
     spec, asked, values = MODELS.get(config.backbone), config.weights, settings.values()
     family = "features" in spec.options
     side = config.image_size or spec.preprocess.size
@@ -240,7 +214,7 @@ def lengths_of(grid: int) -> list[int]:
 
 
 def check_length(sizes: Mapping[str, Any], name: str) -> None:
-    """Refuse a code length that can't be decoded. Raises UsageError."""
+    """Raise UsageError for a code length that can't be decoded."""
     length, grid = sizes["code_seq_len"], int(sizes["image_size"] / sizes["patch_size"])
     if length in (good := lengths_of(grid)):
         return
@@ -298,10 +272,7 @@ def check_training_memory(backbone: FrozenBackbone, config: TrainLamConfig, pair
 
 
 def make_optimizer(network: nn.Module, rate: float, decay: float) -> torch.optim.Adam:
-    """Adam, or with weight decay AdamW, over all that is trained, as published.
-
-    Only tensors of at least two dimensions decay.
-    """
+    """Adam, or AdamW, by which tensors of at least two dimensions decay, as published."""
     weights = [value for value in network.parameters() if value.requires_grad]
     if not decay:
         return torch.optim.Adam(weights, lr=rate, betas=BETAS, fused=True)
@@ -315,18 +286,13 @@ def make_optimizer(network: nn.Module, rate: float, decay: float) -> torch.optim
 
 
 def average_weights(averages: Any, weights: Any, updates: Any) -> None:
-    """Move averages towards the weights, by the published decay."""
+    """Move averages to the weights, as published."""
     decay = min(1 - (1 + float(updates)) ** (-2 / 3), 0.9999)
     torch._foreach_lerp_(averages, weights, 1 - decay)
 
 
 class StraightQuantizer(nn.Module):
-    """UniVLA's quantizer (Bu et al. 2025, arXiv 2505.06111).
-
-    Attributes:
-        codebook: rows (K, Q), at first uniform in +-1 / K.
-        usage: per code, samples that had it since the last `restart`, in evaluation too.
-    """
+    """UniVLA's quantizer (Bu et al. 2025, arXiv 2505.06111): `usage` counts samples per code since a `restart`."""
 
     usage: Tensor
 
@@ -337,12 +303,7 @@ class StraightQuantizer(nn.Module):
         self.register_buffer("usage", torch.zeros(codebook_size), persistent=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Quantize latents (B, N, Q).
-
-        Returns rows, through which gradients pass straight, codes
-        (B, N), and the losses of codebook and commitment, of which
-        the second is added with the factor `beta`.
-        """
+        """Rows of latents (B, N, Q), codes (B, N), losses of codebook and, to weigh by `beta`, commitment."""
         rows, codes = nearest_rows(x, self.codebook.weight.detach())
         chosen = self.codebook(codes)
         self.usage += F.one_hot(codes, len(self.usage)).amax(dim=1).sum(dim=0)
@@ -355,10 +316,7 @@ class StraightQuantizer(nn.Module):
 
     @torch.no_grad()
     def restart(self, permutation: Tensor) -> Tensor:
-        """Copy row ``permutation[k]`` onto the k-th unused code.
-
-        As published, it may be unused itself. Returns these codes.
-        """
+        """Copy row ``permutation[k]``, maybe unused itself, onto the k-th unused code; returns these."""
         dead, weight = (self.usage < 1).nonzero().flatten(), self.codebook.weight
         weight[dead] = weight[permutation[: len(dead)]]
         self.usage.zero_()

@@ -94,7 +94,7 @@ class TrainedActions(LatentActions):
         tensors, identity = {}, found.identity
         if found.seed is None:
             if file_digest(found.file, 64) != trained["weights_digest"]:
-                remedy = "resume the training by the same command, or train anew"
+                remedy = "resume the training, or train anew"
                 raise LaryError(f"{found.file} isn't what {RECORD} beside it names: {remedy}.")
             tensors = read_tensors(found.files, layout if kind is None else replace(layout, unused=()))
             identity = replace(identity, digest=digest(identity.digest, trained["backbone"]["digest"]))

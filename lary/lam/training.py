@@ -51,13 +51,9 @@ NOT_DECIDING = {*help_texts()["facts"]["training"]["not_deciding"].split()}
 
 
 class LamTraining:
-    """A training in progress.
+    """A training in progress, whose noise and order are functions of seed, step and global sample numbers.
 
-    Noise and order are functions of seed, step and global sample
-    numbers; processes share every batch. ``paper`` has the rule
-    `PublishedRule`, ``corrected`` has `CorrectedRule`, a codebook
-    that starts on latents, and a frozen `SILENT`. `pairs` offer
-    what `PairMixture` does; they may be features (B, 2, H, W, D).
+    `pairs` offer what `PairMixture` does; they may be features (B, 2, H, W, D).
     """
 
     def __init__(
@@ -229,7 +225,7 @@ class LamTraining:
 
     @torch.no_grad()
     def validate(self, step: int) -> None:
-        """Losses on held-out pairs, of the average first, as published."""
+        """Losses on held-out pairs, the average's first."""
         size, row = self.config.batch_size, JsonDict(step=step)
         networks = {"loss": self.network}
         if self.average is not None:

@@ -1,9 +1,8 @@
-"""``lary analyze``: figures and tables made from finished runs; here those of classes and of ablations.
+"""``lary analyze``: figures and tables made from finished runs; here those of classes.
 
 F1 by frequency: a point of the moving average is the mean F1 of neighbouring
 classes, at the geometric mean of their counts. The gap is F1 of people minus
-that of robots. Ablations are the score by stride and by settings of models,
-with the paper's numbers as open marks.
+that of robots.
 """
 
 from __future__ import annotations
@@ -16,28 +15,20 @@ import numpy as np
 
 from lary.configs import AnalysisKind, AnalyzeConfig
 from lary.data.spec import DATASETS
-from lary.models.overview import paper_rows
-from lary.models.spec import MODELS
 from lary.results import figures
+from lary.results.ablation import codebook_ablation, stride_ablation, training_ablation
 from lary.results.figures import Context, Files, Found, grouped, slug
 from lary.results.folder import FinishedRun, find_results
-from lary.results.report import dataset_title, metric_name, published_score
+from lary.results.report import dataset_title
 from lary.results.samples import attention_maps, trajectories
 from lary.settings import Settings
-from lary.types import JsonDict, LaryError, UsageError
+from lary.types import LaryError, UsageError
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 LEAST = 3
 """Classes that an average spans at least."""
-COLUMNS = {
-    "codebook size": "codebook_size",
-    "sequence length": "sequence_length",
-    "latent dimension": "latent_dim",
-}
-"""Names of the settings in the table of the paper's ablations."""
-NUMBERS = ("score", "low", "high", "published")
 OCCURRING = "train > 0 and validation > 0"
 """Which rows of a table of classes have an F1."""
 
@@ -211,125 +202,12 @@ def _write_gap(
         yield from context.write(stem, figure, rows, first, **facts, mean_gap=mean_gap)
 
 
-# --- ablations ---
-
-
-def _row(run: FinishedRun, setting: str, line: str, value: float, published: float | None) -> JsonDict:
-    """A run at one value of a setting; runs of one `line` differ in it alone."""
-    result = run.result
-    return {
-        "setting": setting,
-        "value": value,
-        "line": line,
-        "model": result.model.name,
-        "label": result.label,
-        "dataset": result.dataset.name,
-        "metric": result.primary,
-        "score": result.score.value,
-        "low": result.score.low,
-        "high": result.score.high,
-        "published": published,
-    }
-
-
-def stride_ablation(context: Context) -> Found:
-    found: dict[tuple[str, ...], list[FinishedRun]] = {}
-    strided = [run for run in context.runs if run.result.dataset.stride]
-    for (dataset, *settings), runs in grouped(strided).items():
-        # The plug-in that made a data set may be absent.
-        known = dataset in DATASETS.names()
-        series = (DATASETS.get(dataset).stride_series if known else "") or dataset
-        found.setdefault((series, *settings), []).extend(runs)
-    files: Files = []
-    for (series, *_), runs in found.items():
-        rows = []
-        for run in runs:
-            paper, value = published_score(run.result), float(run.result.dataset.stride or 0)
-            rows.append(_row(run, "stride [frames]", run.result.label, value, paper.value if paper else None))
-        files += _write_ablation(context, f"stride_{slug(series)}", rows, runs[0], f"{series}: score by stride")
-    yield from files or [
-        "no model has finished runs at two strides: run 'lary regress' on data sets whose records share a "
-        "stride_series, such as vlabench, vlabench_15 and vlabench_30"
-    ]
-
-
-def codebook_ablation(context: Context) -> Found:
-    runs = [run for run in context.runs if _ablation_of(run) and run.result.label == run.result.model.name]
-    if not runs:
-        yield "there is no finished run of an ablated model, such as dinov3-cs64_sl49_dim256_lr1e-4: see 'lary models'"
-    for (dataset, *_), group in grouped(runs).items():
-        rows = []
-        for run in group:
-            own = _ablation_of(run)
-            for name, value in own.items():
-                fixed = (f"{other} {number:g}" for other, number in own.items() if other != name)
-                rows.append(_row(run, name, ", ".join(fixed), value, _published(run, own)))
-        title = f"{dataset_title(group[0].result)}: ablated models"
-        written = _write_ablation(context, f"codebook_{slug(dataset)}", rows, group[0], title)
-        yield from written or [f"no two runs on {dataset} differ in one setting alone"]
-
-
-def _ablation_of(run: FinishedRun) -> Mapping[str, float]:
-    """What an ablation varies in a model's record; else empty."""
-    name = run.result.model.name  # the plug-in that made a model may be absent
-    return MODELS.get(name).ablation if name in MODELS.names() else {}
-
-
-def _published(run: FinishedRun, settings: Mapping[str, float]) -> float | None:
-    """The paper's number for an ablated model, on our scale."""
-    result = run.result
-    column = f"{result.dataset.name}_{'accuracy' if result.score.unit == 'fraction' else 'mse'}"
-    for row in paper_rows("lam_ablation") if result.action_mode != "relative" else ():
-        if column in row and all(float(row[key]) == settings.get(name) for name, key in COLUMNS.items()):
-            return float(row[column]) / result.score.scale
-    return None
-
-
-def _write_ablation(context: Context, stem: str, rows: Sequence[JsonDict], run: FinishedRun, title: str) -> Files:
-    """Write a panel per line of runs that differ in one setting, others in grey.
-
-    `run` is one of those in the rows, which all have its settings.
-    """
-    from pandas import DataFrame, concat
-
-    # Objects, since whole numbers among the settings stay whole.
-    table = DataFrame(rows, dtype=object).astype(dict.fromkeys(NUMBERS, float))
-    lines = [
-        (setting, line, own)
-        for setting, part in table.groupby("setting", sort=False)
-        for line, own in part.sort_values("value", kind="stable").groupby("line", sort=False)
-        if own["value"].nunique() > 1
-    ]
-    if not lines:
-        return []
-    table = concat([own for *_, own in lines])
-    score, scale = run.result.score, run.result.score.scale
-    unit = {"fraction": " [%]", "normalised": ", normalised"}.get(score.unit, "")
-    titles = [str(line).replace(", ", "\n") for _, line, _ in lines]
-    with figures.panels(titles, up=f"{metric_name(run.result.primary)}{unit}") as (figure, grid):
-        for axes, (setting, _, own) in zip(grid, lines, strict=True):
-            values = np.unique(table["value"][table["setting"] == setting])
-            for other, _, part in lines:
-                if other == setting:
-                    places = np.searchsorted(values, part["value"])
-                    colour = figures.BLUE if part is own else figures.LIGHT
-                    axes.plot(places, part["score"] * scale, "o-", markersize=4, color=colour)
-            places = np.searchsorted(values, own["value"])
-            axes.vlines(places, own["low"] * scale, own["high"] * scale, color=figures.BLUE)
-            axes.plot(places, own["published"] * scale, "o", color=figures.BLUE, markerfacecolor="white")
-            axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
-            axes.set_xlabel(setting, fontsize=8)
-        marks = "; open marks: paper" if table["published"].notna().any() else ""
-        figures.finish(figure, axes, f"{title}\n{run.about}, 95 % intervals; {score.better} is better{marks}")
-        facts = {"metric": run.result.primary, "higher_is_better": score.higher_is_better}
-        return context.write(f"{stem}{run.suffix}", figure, table, run, **facts)
-
-
 ANALYSES: Mapping[str, Callable[[Context], Found]] = {
     "frequency": class_frequency,
     "gap": human_robot_gap,
     "attention": attention_maps,
     "stride": stride_ablation,
     "codebook": codebook_ablation,
+    "ablation": training_ablation,
     "trajectories": trajectories,
 }

@@ -1,10 +1,9 @@
 """``lary sweep``: many runs from one file, all checked before the first one starts.
 
-The file is YAML with three keys: `options` for all runs, `grid` with lists
-whose combinations are run, `runs` with single ones. Keys are the options of
-``lary run``. A fourth, `plugins`, lists Python files to run first, relative to
-the file's folder. `train` has the same three of ``lary train lam``: models
-that are trained first, and join the grid.
+The YAML file has `options` for all runs, `grid` with lists whose combinations
+are run, and `runs` with single ones, all of ``lary run``. `train` has the same
+three of ``lary train lam``, for models that are trained first and join the
+grid, `plugins` Python files to run first, relative to the file's folder.
 """
 
 import itertools
@@ -49,7 +48,7 @@ OF_LATENTS = help_texts()["facts"]["sweep"]["of_latents"].split()
 
 @dataclass(frozen=True)
 class Planned:
-    """One run of a sweep: its number from 1, its options, its own folder, its model's training."""
+    """A run: number from 1, options, own folder, training of its model."""
 
     number: int
     config: RunConfig
@@ -139,7 +138,7 @@ def run_sweep(file: Path, config: SweepConfig, settings: Settings) -> int:
 
 
 def lacking(plan: Sequence[Planned], settings: Settings) -> dict[int, str]:
-    """What undone runs lack, by number: weights, a table, media."""
+    """What undone runs lack, by number."""
     found: dict[int, str] = {}
     checked: dict[tuple[str, str], str] = {}
     for each in plan:
@@ -176,7 +175,7 @@ def split_problem(name: str, split: str, *, optional: bool, settings: Settings) 
 
 
 def done(groups: Sequence[Sequence[Any]], config: SweepConfig, settings: Settings) -> Iterator[tuple[Any, Any]]:
-    """Runs or trainings, and outcomes; a group is a task of a Ray cluster. Raises LaryError."""
+    """Runs or trainings, and outcomes; groups are tasks of Ray. Raises LaryError."""
     if config.engine == "local":
         yield from ((each, do(each, settings)) for group in groups for each in group)
     elif groups:
@@ -186,7 +185,7 @@ def done(groups: Sequence[Sequence[Any]], config: SweepConfig, settings: Setting
 
 
 def do(work: Planned | TrainLamConfig, settings: Settings) -> RunReport | JsonDict | str:
-    """Do one run or training; whatever goes wrong, the others go on. Raises Interrupted."""
+    """Do one run or training, or say why not. Raises Interrupted."""
     try:
         if isinstance(work, TrainLamConfig):
             return train_lam(work, settings)
@@ -329,7 +328,7 @@ def checked(options: Mapping[str, Any], place: str, *, known: bool) -> RunConfig
 
 
 def part_of(plan: list[Planned], part: str | None) -> list[Planned]:
-    """A part of a plan; runs that share latents stay together. Raises UsageError."""
+    """A part of a plan, of whole groups. Raises UsageError."""
     if part is None:
         return plan
     found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", part)
@@ -340,7 +339,7 @@ def part_of(plan: list[Planned], part: str | None) -> list[Planned]:
 
 
 def groups_of(plan: Sequence[Planned], *, together: bool = False) -> list[list[Planned]]:
-    """Runs grouped by the latents that they read, those of a model to train `together`."""
+    """Runs by their latents, those of a model to train `together`."""
     groups: dict[Any, list[Planned]] = {}
     for each in plan:
         groups.setdefault(each.config.model if together and each.training else each.latents, []).append(each)

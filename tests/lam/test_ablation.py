@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+import lary
 from lary.lam import is_trained, training_name
 from lary.lam.configs import TrainLamConfig
 from lary.runs import sweep as sweeps
-from tests.helpers import contents, printed
+from tests.helpers import contents, printed, rows_of
 from tests.tree import make_calvin
 
 SWEEP = """
@@ -20,6 +21,7 @@ train:
 options: {{probe_preset: demo, workers: 1, model_type: ridge, device: cpu}}
 grid: {{dataset: [calvin]}}
 """
+LAM_ABLATION = Path(lary.__file__).parent / "results" / "reference" / "lam_ablation.csv"
 NAMES = ["lapa-cs4_sl4_dim8_lr1e-3", "lapa-cs8_sl4_dim8_lr1e-3"]
 
 
@@ -45,6 +47,30 @@ def test_a_sweep_trains_probes_and_makes_the_tables(tmp_path: Path, monkeypatch:
     sweep(has=("2 runs: 0 done now, 2 before",))
     assert {name: data for name, data in contents(lam).items() if "lock" not in name} == before
     monkeypatch.undo()
+
+    out = tmp_path / "out"
+    printed("analyze", "ablation", "--out", out, root=tmp_path, has=("no two trainings differ in sequence length",))
+    rows = rows_of(out / "ablation_codebook-size.csv")
+    ours = "lam-lapa-cs*, sl4, dim8, lr1e-3 (ridge probe)"
+    assert [row["source"] for row in rows] == [ours, ours, "paper", "paper", "paper"]
+    results = {
+        each["model"]["name"]: each for each in map(json.loads, contents(tmp_path / "logs", "result.json").values())
+    }
+    for row, name in zip(rows, NAMES, strict=False):
+        signals, result = records[name]["curves"]["monitor"][-1], results[f"lam-{name}"]
+        assert float(row["codebook_size"]) == signals["codes"]
+        assert float(row["reconstruction_loss"]) == signals["loss_noise"]
+        assert float(row["codebook_utilization_percent"]) == 100 * signals["used_share"]
+        score = result["selections"][result["headline"]]["metrics"][result["primary"]]["value"]
+        assert float(row["calvin_mse_demo_ridge"]) == score
+    paper = [row for row in rows_of(LAM_ABLATION) if row["ablation"] == "codebook size"]
+    for row, published in zip(rows[2:], paper, strict=True):
+        assert all(float(row[name]) == float(value) for name, value in published.items() if name in row)
+    assert f"| {ours} | 4 |" in (out / "ablation_codebook-size.md").read_text()
+    assert r"\toprule" in (out / "ablation_codebook-size.tex").read_text()
+    lines = rows_of(out / "ablation_calvin_demo_ridge.csv")
+    assert [(row["setting"], row["value"]) for row in lines] == [("codebook size", "4"), ("codebook size", "8")]
+    assert (out / "ablation_calvin_demo_ridge.png").stat().st_size > 1000
 
 
 def test_trainings_are_named_as_ablations(tmp_path: Path) -> None:
