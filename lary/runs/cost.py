@@ -90,9 +90,8 @@ def try_extraction(config: ExtractConfig, settings: Settings, folder: Path, held
     run = prepare_run(config, settings, held)
     missing = missing_rows(run)
     cost: Cost = {"start": time.monotonic() - begun}
-    if not missing:  # a run stopped before its table was written has none
-        there = find_latent_table(settings, run.ref)
-        return Trial(run, 0, cost, open_latents(settings, run.ref) if there else None)
+    if not missing:
+        return Trial(run, 0, cost, None)
     own, other = (
         Settings(settings.items | dict.fromkeys(("LARY_ROOT", "LARY_LA_DIR"), Setting("", str(place), "")), place)
         for place in (folder, folder / "first")
@@ -173,6 +172,8 @@ class Estimates:
             else:
                 trial = try_extraction(asked, self.settings, self.folder, self.held)
                 self.trials[trial.run.ref], own = trial, trial.cost
+            if not trial.missing and find_latent_table(self.settings, trial.run.ref):
+                trial = replace(trial, latents=open_latents(self.settings, trial.run.ref))
             if trial.latents is None:
                 reason = next(iter(trial.failures), "all rows are done, but 'lary extract' has to write their table")
                 raise LaryError(f"Nothing of {split} can be read: {reason}")
@@ -217,9 +218,8 @@ class Estimates:
         training = own.epochs * count * work * tried.pace["training"] / len(devices)
         evaluation = passes["seen"] * scored * tried.pace["evaluation"] / len(devices)
         source, limit, begun = splits["train"].source, MEMORY_SHARE * memory_bytes() / len(devices), time.perf_counter()
-        rate = len(source.read(evenly(range(len(source)), CHUNK))) and (time.perf_counter() - begun) / min(
-            len(source), CHUNK
-        )
+        some = evenly(range(len(source)), CHUNK)
+        rate = len(source.read(some)) and (time.perf_counter() - begun) / len(some)
         passes = {role: 1 if FLOAT * size * values <= limit else passes[role] for role, size in sizes.items()}
         if passes["train"] > 1:  # reading ahead hides the shorter of the two
             training = max(training, passes["train"] * count * rate)
