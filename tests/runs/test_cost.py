@@ -34,8 +34,8 @@ def test_a_run_in_advance(place: Path, dataset: str, words: tuple[str, ...]) -> 
     ((title, found),) = rows("run", "--dataset", dataset, *OPTIONS, *words, root=place).items()
     assert title == f"frame-difference on {dataset}"
     assert sum(found[:7]) == pytest.approx(found[7], abs=0.5)
-    assert (min(found) >= 0, min(found[4], found[5], found[8], found[9]) >= 0, found[6] > 0) == (True, True, True)
-    assert found[8] > 0, "bytes of latents"
+    assert min(found) >= 0
+    assert min(found[8], found[9]) > 0, "bytes of latents"
     assert contents(place) == before, "nothing is changed"
 
 
