@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lary.settings import Settings
 
 
-IN_NAME = {"backbone", "codebook_size", "code_length", "quant_dim", "lr"}
+IN_NAME = {"backbone", "codebook_size", "code_length", "quant_dim", "lr", "out"}
 
 
 def train_lam(config: TrainLamConfig, settings: Settings) -> JsonDict:
@@ -38,6 +38,11 @@ def train_lam(config: TrainLamConfig, settings: Settings) -> JsonDict:
     from lary.runtime import pick_devices
 
     config.check_counts(
+        "codebook_size",
+        "quant_dim",
+        "depth",
+        "heads",
+        "patch_size",
         "steps",
         "batch_size",
         "accumulate",
@@ -131,7 +136,7 @@ def train_member(
         config.tracker if team.leads else "none",
     )
     with (
-        closing(pairs),  # its readers are free for what comes next in this process
+        closing(pairs),  # frees its readers
         progress(config.steps, title, "step") if team.leads else nullcontext() as bar,
         tracking(tracker, config.out, config.out.name, asdict(config)) as tracked,
     ):

@@ -29,7 +29,7 @@ COLLAPSED = 1.5
 
 
 def seeded(*parts: int | str) -> torch.Generator:
-    """A generator on the CPU that its arguments alone determine."""
+    """A CPU generator that its arguments determine."""
     return torch.Generator().manual_seed(int(digest(*map(str, parts)), 16) % 2**63)
 
 
@@ -116,7 +116,7 @@ class CorrectedRule(PublishedRule):
 
 
 def monitor_due(step: int, total: int) -> bool:
-    """Whether the monitor runs after so many steps: often at first, and at the end."""
+    """Whether the monitor runs after so many steps."""
     return step == total or step % (100 if step < 1000 else 500) == 0
 
 

@@ -228,7 +228,7 @@ def check_length(sizes: Mapping[str, Any], name: str) -> None:
 
 
 def build_network(sizes: Mapping[str, Any], seed: int, name: str) -> TrainableModel:
-    """A network of these sizes, drawn from the seed. Raises UsageError."""
+    """A network drawn from the seed. Raises UsageError."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -238,7 +238,7 @@ def build_network(sizes: Mapping[str, Any], seed: int, name: str) -> TrainableMo
 
 
 def check_training_memory(backbone: FrozenBackbone, config: TrainLamConfig, pairs: int, device: str) -> None:
-    """Refuse a training, of so many pairs per process, that can't fit on device or host. Raises LaryError."""
+    """Refuse a training, of so many pairs per process, that can't fit. Raises LaryError."""
     kept, sizes = (
         dict[int, Tensor](),
         backbone.sizes,
@@ -265,10 +265,10 @@ def check_training_memory(backbone: FrozenBackbone, config: TrainLamConfig, pair
     for place, need in {
         "cpu": states,
         device: states + batch,
-    }.items():  # the host writes the state
+    }.items():
         if need > (free := free_memory(place)):
-            sizes_text = f"{need / 1e9:.3g} GB, {batch / 1e9:.3g} of them for a batch of {pairs}"
-            raise LaryError(f"The training needs {sizes_text}; {place} has {free / 1e9:.3g} GB free: {SMALLER}.")
+            text = f"{need / 1e9:.3g} GB, {batch / 1e9:.3g} of them for a batch of {pairs}"
+            raise LaryError(f"The training needs {text}; {place} has {free / 1e9:.3g} GB free: {SMALLER}.")
 
 
 def make_optimizer(network: nn.Module, rate: float, decay: float) -> torch.optim.Adam:

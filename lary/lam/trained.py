@@ -55,9 +55,9 @@ def trained_model(name: str) -> ModelSpec | None:
         trained["signals"] = rows[-1]
         trained["curves"] = {name: [row[name] for row in few] for name in CURVES}
         preprocess = Preprocess(**with_tuples(record["preprocess"]))
-    except (KeyError, TypeError, IndexError) as error:
+        length = code_rows(sizes["code_seq_len"], int(sizes["image_size"] / sizes["patch_size"]))
+    except (KeyError, TypeError, IndexError, ArithmeticError) as error:
         raise UsageError(f"{file} lacks {error}: train the model anew, by this version.") from error
-    length = code_rows(sizes["code_seq_len"], int(sizes["image_size"] / sizes["patch_size"]))
     return ModelSpec(
         name=name,
         paradigm="general LAM",
@@ -84,7 +84,7 @@ class TrainedActions(LatentActions):
 
     @staticmethod
     def open(spec: ModelSpec, context: ModelContext, kind: Any = None) -> tuple[Any, WeightsIdentity]:
-        """As `LatentActions.open`. Raises LaryError for other weights than the record's."""
+        """As `LatentActions.open`. Raises LaryError for others than the record's."""
         import torch
 
         from lary.nets.lam import LatentActionModel

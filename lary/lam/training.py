@@ -263,7 +263,7 @@ class LamTraining:
             self.session.tracker.log(values, step=self.step)
 
     def fail(self, loss: float) -> None:
-        """Raise LaryError for a loss or gradient that isn't finite."""
+        """Raise LaryError for a loss that isn't finite."""
         size = self.config.accumulate * self.config.batch_size
         names = self.pairs.ids(range(self.step * size, (self.step + 1) * size))
         raise LaryError(

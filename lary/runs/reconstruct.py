@@ -1,4 +1,4 @@
-"""``lary reconstruct``: what a latent action model predicts, and what an action does to another frame."""
+"""``lary reconstruct``: what a latent action model predicts."""
 
 import json
 from collections import Counter
@@ -43,7 +43,7 @@ COLUMNS = (
 def reconstruct(config: ReconstructConfig, settings: Settings) -> JsonDict:
     """Measure and draw reconstructions; returns the content of ``reconstruct.json``.
 
-    Raises UsageError for an unknown decoder, LaryError for other weights.
+    Raises UsageError, LaryError.
     """
     config.check_counts("pairs", "pictures", "batch_size", "workers")
     device = pick_devices(config.gpus, config.device)[0]
@@ -53,17 +53,14 @@ def reconstruct(config: ReconstructConfig, settings: Settings) -> JsonDict:
     if name in DATASETS.names():
         name += f":{DATASETS.get(name).validation}"
     source = open_source(name, settings, distance=config.distance, exclude=False)
-    source.units = np.random.default_rng(config.seed).permutation(source.count)
+    source.units = np.random.default_rng(config.seed % 2**63).permutation(source.count)
     mixture = PairMixture([source], config.seed, spec.preprocess.size, workers=config.workers)
     mixture.ordered = True
     count = min(config.pairs, source.count if source.distance is None else config.pairs)
     if count < 2:
         raise UsageError(f"--pairs {count}: pairs exchange their tokens, so at least 2 are needed.")
-    sums, used, shown = (
-        Counter[str](),
-        torch.zeros(len(network.vq.codebooks)),
-        list[Tensor](),
-    )
+    sums, shown = Counter[str](), list[Tensor]()
+    used = torch.zeros(len(network.vq.codebooks))
     draw = seeded(config.seed, "reconstruct")
     # No part has a single pair.
     parts = np.array_split(np.arange(count), max(1, min(-(-count // config.batch_size), count // 2)))
@@ -80,6 +77,8 @@ def reconstruct(config: ReconstructConfig, settings: Settings) -> JsonDict:
             if sum(map(len, shown)) < config.pictures * CELL:
                 shown.append(sheet_of(pairs, None if network.patch else found.target, pictures))
             bar.advance(len(rows))
+    if sums["copy"] < 1e-11:
+        raise UsageError(f"All pairs of {name} are static: raise --distance or check the media.")
     mean = {name: max(value / count, 1e-30) for name, value in sums.items()}
     numbers = {"reconstruction_loss": mean["noise"], "copy_loss": mean["copy"]}
     numbers["margin"] = 1 - mean["noise"] / mean["copy"]
@@ -148,7 +147,7 @@ def sheet_of(pairs: Tensor, features: Tensor | None, pictures: dict[str, Tensor]
 
 
 def picture_of(sheet: Tensor, title: str) -> bytes:
-    """A PNG of the rows of `sheet_of`."""
+    """A PNG of `sheet_of`."""
     height, width = sheet.shape[0] / CELL, sheet.shape[1] // CELL
     with new_figure(1.3 * width, 1.3 * height + 0.7) as figure:
         axes = figure.subplots()

@@ -126,13 +126,8 @@ def run_sweep(file: Path, config: SweepConfig, settings: Settings) -> int:
             log.error("run %d, %s: failed: %s", each.number, each.title, outcome)
         else:
             state = "done" if outcome.probe.new else "was done before"
-            log.info(
-                "run %d, %s: %s, %s",
-                each.number,
-                each.title,
-                state,
-                outcome.probe.result.score.text(),
-            )
+            score = outcome.probe.result.score.text()
+            log.info("run %d, %s: %s, %s", each.number, each.title, state, score)
     print(outcome_text(plan, outcomes))
     return 1 if any(isinstance(outcome, str) or outcome.failures for outcome in outcomes.values()) else 0
 
@@ -271,7 +266,7 @@ def read_plan(file: Path) -> list[Planned]:
 
 
 def read_block(content: Any, where: str, place: str, models: Sequence[str] = ()) -> tuple[JsonDict, list[Any]]:
-    """Options of all, and of each: the grid's, which `models` join, its last key fastest, then single ones.
+    """Options of all, and of each: the grid's, which `models` join, then single ones.
 
     Raises UsageError.
     """
@@ -292,16 +287,17 @@ def read_block(content: Any, where: str, place: str, models: Sequence[str] = ())
 
 
 def read_trainings(content: Any, file: Path) -> dict[str, TrainLamConfig]:
-    """The trainings of a sweep, by the names of their models. Raises UsageError."""
+    """The trainings of a sweep, by their models' names. Raises UsageError."""
     common, asked = read_block(content, f"The sweep file {file}, train,", f"{file}, train")
-    folder = Path(str(common.pop("out", "lam"))).absolute()  # tasks of a cluster run elsewhere
-    found = {}
-    for number, given in enumerate(asked, start=1):
+    folder = Path(str(common.pop("out", "lam"))).absolute()  # clusters run elsewhere
+    found = dict[str, TrainLamConfig]()
+    for number, given in enumerate(asked or [{}], start=1):
         place = f"{file}, training {number}"
         own = named_options(given, place)
         config = make_options(TrainLamConfig, common | own | {"out": folder}, place)
         config = replace(config, out=folder / training_name(config, own))
-        found[f"lam:{config.out}"] = config
+        if found.setdefault(f"lam:{config.out}", config) is not config:
+            raise UsageError(f"{place}: {config.out} is that of another.")
     return found
 
 

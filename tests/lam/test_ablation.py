@@ -36,6 +36,7 @@ def test_a_sweep_trains_probes_and_makes_the_tables(tmp_path: Path, monkeypatch:
 
     told = sweep("--dry-run", has=("2 trainings, which come first", *NAMES))
     assert ("to do" in told, lam.exists()) == (True, False)
+    sweep("--dry-run", lengths="[4, 4]", code=2, has=(f"training 2: {lam / NAMES[0]} is that of another",))
     sweep(has=("--distance 3-4 is not used by calvin:train, whose pairs", "2 runs: 2 done now", f"lam-{NAMES[0]}"))
     before = contents(lam)
     records = {name: json.loads((lam / name / "training.json").read_text()) for name in NAMES}

@@ -194,7 +194,8 @@ HOW = ("--batch-size", "4", "--pictures", "3", "--device", "cpu", "--workers", "
 
 def reconstructed(root: Path, out: Path, *words: str | Path, code: int = 0, has: tuple[str, ...] = ()) -> Any:
     """What the command wrote, and the height and width of its pictures."""
-    printed("reconstruct", "--dataset", "calvin", "--out", out, *HOW, *words, root=root, code=code, has=has)
+    data = () if "--dataset" in words else ("--dataset", "calvin")
+    printed("reconstruct", *data, "--out", out, *HOW, *words, root=root, code=code, has=has)
     if not code:
         with Image.open(out / "reconstruct.png") as picture:
             return json.loads((out / "reconstruct.json").read_text()), picture.size
@@ -231,6 +232,10 @@ def test_reconstruction_of_trained_weights(root: Path, tmp_path: Path) -> None:
     words = ("It isn't known how tokens of 'univla' enter a decoder", "lapa, dinov2, dinov3, siglip2, magvit2")
     reconstructed(root, tmp_path, "--model", "univla", code=2, has=words)
     reconstructed(root, tmp_path, "--model", model(root), "--pairs", "1", code=2, has=("at least 2 are needed",))
+    for name in "ab":
+        Image.new("RGB", (32, 32)).save(tmp_path / f"{name}.png")
+    still = ("--model", model(root), "--dataset", tmp_path, "--seed", "-1")
+    reconstructed(root, tmp_path, *still, code=2, has=("are static: raise --distance",))
 
 
 def pil_to_tensor(path: str) -> torch.Tensor:
