@@ -35,7 +35,7 @@ MISTAKES = {
     "check-model own0.py": "own0.py:NAME",
     "config set DATADIR x": "Did you mean DATA_DIR?",
     "sweep bad.yaml": "line 1",
-    "sweep keys.yaml": "keys options, grid, runs or plugins, and no others",
+    "sweep keys.yaml": "keys options, grid, runs, train or plugins, and no others",
     "sweep word.yaml": "Did you mean epochs?",
     "data import-lerobot nowhere --name q": "no folder nowhere, and it is no data set on the hub, which are called",
     "data import-lerobot data --name q": "name the folder above meta/",
