@@ -2,10 +2,8 @@
 
 Files of a cut are named by frame: ``images/ep_0/frame_000005.png`` and
 ``actions/ep_0/action_000005to000009.npy`` for pairs (the layout of CALVIN),
-``ep_0/action_03/action_start.png`` for motions (the layout of LIBERO).
-
-Atomic motions are those of arXiv 2604.11689, section 3: 26 directions,
-open, close.
+``ep_0/action_03/action_start.png`` for motions (the layout of LIBERO), which
+are those of arXiv 2604.11689, section 3.
 """
 
 from __future__ import annotations

@@ -96,8 +96,11 @@ def is_trained(config: TrainLamConfig) -> bool:
     record = read_json(config.out / RECORD, "record of the training")
     given = json.loads(json.dumps(asdict(config), default=str)).items()
     wanted = {name: value for name, value in given if value is not None and name not in NOT_DECIDING}
-    done = record["finished"] and record["steps"] == config.steps
-    return bool(done and wanted.items() <= record["options"].items())
+    try:
+        done = record["finished"] and record["steps"] == config.steps
+        return bool(done and wanted.items() <= record["options"].items())
+    except (LookupError, TypeError, AttributeError):
+        return False
 
 
 def train_member(

@@ -118,10 +118,13 @@ def _ablation_of(run: FinishedRun) -> Mapping[str, float]:
 
 
 def _sizes_of(run: FinishedRun) -> Mapping[str, float]:
-    """What the paper varies, of a trained model."""
-    sizes = run.result.model.training.get("sizes")
-    fields = "codebook_size", "code_seq_len", "quant_dim"
-    return {name: sizes[field] for name, field in zip(COLUMNS, fields, strict=True)} if sizes else {}
+    """What the paper varies, of a trained model with a whole record."""
+    training, fields = run.result.model.training, ("codebook_size", "code_seq_len", "quant_dim")
+    try:
+        float(training["signals"]["loss_noise"] + training["signals"]["used_share"])
+        return {name: training["sizes"][field] + 0 for name, field in zip(COLUMNS, fields, strict=True)}
+    except (LookupError, TypeError):
+        return {}
 
 
 def _others(run: FinishedRun, setting: str) -> str:

@@ -1,10 +1,7 @@
 """Figures of single samples and episodes of finished runs.
 
 Attention maps show how the query of the attentive probe weighs the tokens of a
-sample. A latent step shows its frame where steps are as many as frames, two
-neighbours where one is less, else equal parts of the clip; in causal
-autoencoders the first frame is alone. Trajectories show actions over episodes:
-chunks begin at the number in their frame's name.
+sample. Trajectories show actions over episodes.
 """
 
 import math

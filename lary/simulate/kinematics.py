@@ -3,9 +3,7 @@
 Rotations are matrices (3, 3) float64; a pose is a position in metres and a
 rotation, both in the robot's base frame, which is the world. Roll, pitch and
 yaw are turns about the fixed x, y and z axes in that order, in radians.
-
-Time runs from 0 to 1. A path is a sequence of phases, which start and end at
-rest.
+Time runs from 0 to 1; phases of a path start and end at rest.
 """
 
 import math

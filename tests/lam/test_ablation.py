@@ -73,6 +73,16 @@ def test_a_sweep_trains_probes_and_makes_the_tables(tmp_path: Path, monkeypatch:
     assert [(row["setting"], row["value"]) for row in lines] == [("codebook size", "4"), ("codebook size", "8")]
     assert (out / "ablation_calvin_demo_ridge.png").stat().st_size > 1000
 
+    for number, file in enumerate(tmp_path.rglob("result.json")):  # odd ones cost themselves alone
+        result = json.loads(file.read_text())
+        result["model"]["training"]["signals" if number else "sizes"] = {"loss_noise": "text"}
+        file.write_text(json.dumps(result))
+    has = ("there is no finished run of a trained model",)
+    printed("analyze", "ablation", "--out", out, root=tmp_path, code=1, has=has)
+    for odd in ("[]", "{}"):
+        (lam / NAMES[0] / "training.json").write_text(odd)
+        assert not is_trained(TrainLamConfig(backbone="lapa", dataset=("calvin",), out=lam / NAMES[0]))
+
 
 def test_trainings_are_named_as_ablations(tmp_path: Path) -> None:
     def name(*varied: str, **options: object) -> str:
