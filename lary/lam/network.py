@@ -239,10 +239,8 @@ def build_network(sizes: Mapping[str, Any], seed: int, name: str) -> TrainableMo
 
 def check_training_memory(backbone: FrozenBackbone, config: TrainLamConfig, pairs: int, device: str) -> None:
     """Refuse a training, of so many pairs per process, that can't fit. Raises LaryError."""
-    kept, sizes = (
-        dict[int, Tensor](),
-        backbone.sizes,
-    )  # by their storages, which views share
+    kept = dict[int, Tensor]()  # by their storages, which views share
+    sizes, few = backbone.sizes, min(pairs, 64)  # slices of many take minutes
 
     def keep(value: Tensor) -> Tensor:
         kept[value.untyped_storage()._cdata] = value
@@ -251,21 +249,17 @@ def check_training_memory(backbone: FrozenBackbone, config: TrainLamConfig, pair
     with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, keep):
         network, side = build_network(sizes, 0, backbone.spec.name), sizes["image_size"]
         weights = sum(value.nbytes for value in map(keep, network.parameters()))
-        frames, shape = (
-            torch.empty(pairs, 2, 3, side, side),
-            (network.grid, network.grid, network.dim),
-        )
-        embedded = network.embed_pairs(frames) if sizes.get("patch_input") else torch.empty(pairs, 2, *shape)
-        noise = torch.empty(pairs, sizes["code_seq_len"], sizes["quant_dim"])
+        frames = torch.empty(few, 2, 3, side, side)
+        shape = few, 2, network.grid, network.grid, network.dim
+        embedded = network.embed_pairs(frames) if sizes.get("patch_input") else torch.empty(shape)
+        noise = torch.empty(few, sizes["code_seq_len"], sizes["quant_dim"])
         loss = network(embedded, frames[:, 1] if network.patch else None, noise).loss
     batch = sum(value.untyped_storage().nbytes() for value in kept.values()) - weights + loss.nbytes
+    batch = batch * pairs // few
     # CUDA's kernels of attention, and bfloat16, keep less than is counted.
     batch //= (1 if device == "cpu" else 2) * (1 if config.precision == "fp32" else 2)
     states = (4 + config.averaging) * weights  # gradients and two moments are as large
-    for place, need in {
-        "cpu": states,
-        device: states + batch,
-    }.items():
+    for place, need in {"cpu": states, device: states + batch}.items():
         if need > (free := free_memory(place)):
             text = f"{need / 1e9:.3g} GB, {batch / 1e9:.3g} of them for a batch of {pairs}"
             raise LaryError(f"The training needs {text}; {place} has {free / 1e9:.3g} GB free: {SMALLER}.")

@@ -1,4 +1,4 @@
-"""The analyses of ablations, beside the paper's numbers: by stride, by settings of models, of trainings."""
+"""Analyses of ablations beside the paper's numbers: strides, settings of models, trainings."""
 
 from __future__ import annotations
 

@@ -181,7 +181,7 @@ def _draw_maps(
     there = pictures is not None
     *above, grid = block.subplots(1 + there, len(layout.steps), squeeze=False)
     heading = "{sample}   true {true}, predicted {predicted}".format_map(about)
-    heading += f" ({100 * about['probability']:.0f} %){'' if there else '; the frames are not on this machine'}"
+    heading += f" ({100 * about['probability']:.0f} %)"
     block.suptitle(heading, fontsize=8.5, x=0.01, ha="left")
     for step, (axes, part) in enumerate(zip(grid, layout.steps, strict=True)):
         axes.axis("off")

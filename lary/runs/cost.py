@@ -32,7 +32,7 @@ from lary.types import LaryError
 
 Cost = dict[str, float]  # seconds by stage, and bytes
 STAGES = ("start", "media", "encoding", "latents", "training", "evaluation", "scoring")
-"""Stages of a run. `media` is the wait for decoded frames, `encoding` all else of an extraction's pipeline."""
+"""`media` is the wait for decoded frames, `encoding` all else of an extraction."""
 BYTES = ("written", "read")
 SECONDS, PACE_SECONDS, MOST_ROWS = 5.0, 1.0, 4096
 """Length of a measurement and of the one before it, and the most rows."""
@@ -116,7 +116,7 @@ def try_extraction(config: ExtractConfig, settings: Settings, folder: Path, held
 
 
 def estimate(config: ExtractConfig, settings: Settings) -> str:
-    """Measure a few missing rows and say what an extraction needs; nothing is changed."""
+    """Measure a few missing rows and say what an extraction needs."""
     started = time.process_time()
     with TemporaryDirectory() as folder:
         trial = try_extraction(config, settings, Path(folder), {})
@@ -154,7 +154,7 @@ def fit_work(rows: int, values: int) -> float:
 
 
 class Estimates:
-    """Costs of runs; each split is extracted once and each kind of training tried once, in a folder."""
+    """Costs of runs; each split and each kind of training is tried once."""
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         self.settings, self.folder, self.held = settings, folder, KeptEncoder()
@@ -162,7 +162,7 @@ class Estimates:
         self.tried: dict[str, Tried] = {}
 
     def of_run(self, config: RunConfig) -> Cost:
-        """What a run costs beside what earlier ones have extracted. Raises UsageError and LaryError."""
+        """The cost of a run after earlier ones. Raises UsageError and LaryError."""
         costs, splits, probe = list[Cost](), {}, probe_config(config)
         for role, split in roles_here(config, self.settings).items():
             asked, begun = extract_config(config, split), time.monotonic()
@@ -186,7 +186,7 @@ class Estimates:
         return added_up([*costs, self.of_probe(probe, splits)])
 
     def of_probe(self, config: ProbeConfig, splits: dict[str, SplitLatents]) -> Cost:
-        """What the trainings of all seeds and folds, and their scores, cost. Raises UsageError and LaryError."""
+        """The cost of all seeds and folds. Raises UsageError and LaryError."""
         task, sizes = task_of(config, self.settings), {role: len(split.table) for role, split in splits.items()}
         if config.folds:
             count = sizes["train"] + sizes["seen"]
@@ -240,7 +240,7 @@ class Estimates:
     def try_probe(
         self, config: ProbeConfig, splits: Mapping[str, SplitLatents], device: str, rows: Mapping[str, int], brief: Any
     ) -> Tried:
-        """Train on some rows of the splits, whose latents are those that there are, again and again."""
+        """Train on some rows, whose latents are the few there are, repeated."""
         times, spent = [time.perf_counter()], defaultdict[str, list[float]](list)
         task, seeds = task_of(replace(config, folds=None), self.settings), seeds_of(config)
         task.probe, task.splits = replace(task.probe, **brief), {}
@@ -274,7 +274,7 @@ class Estimates:
 
 
 def estimate_runs(configs: Mapping[str, RunConfig], settings: Settings) -> str:
-    """Measure what runs cost, by their titles, as a table with their sum; nothing is changed."""
+    """Measure what runs cost, as a table with their sum."""
     started, costs = time.process_time(), dict[str, Cost]()
     with TemporaryDirectory() as folder:
         estimates = Estimates(settings, Path(folder))
