@@ -274,7 +274,7 @@ class Estimates:
 
 
 def estimate_runs(configs: Mapping[str, RunConfig], settings: Settings) -> str:
-    """Measure what runs cost, as a table with their sum."""
+    """A table of what runs cost, and its sum."""
     started, costs = time.process_time(), dict[str, Cost]()
     with TemporaryDirectory() as folder:
         estimates = Estimates(settings, Path(folder))
