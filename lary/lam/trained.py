@@ -56,7 +56,9 @@ def trained_model(name: str) -> ModelSpec | None:
         trained["curves"] = {name: [row[name] for row in few] for name in CURVES}
         preprocess = Preprocess(**with_tuples(record["preprocess"]))
         length = code_rows(sizes["code_seq_len"], int(sizes["image_size"] / sizes["patch_size"]))
-    except (KeyError, TypeError, IndexError, ArithmeticError) as error:
+        about = f"Latent actions on {record['backbone']['model']}, trained for {record['steps']} steps"
+        about += f" on {', '.join(record['options']['dataset'])}"
+    except Exception as error:
         raise UsageError(f"{file} lacks {error}: train the model anew, by this version.") from error
     return ModelSpec(
         name=name,
@@ -70,7 +72,7 @@ def trained_model(name: str) -> ModelSpec | None:
         licence="that of its data",
         grid=0,
         codebook=sizes["codebook_size"],
-        description=f"Latent actions on {trained['backbone']['model']}, trained for {trained['steps']} steps",
+        description=about,
         factory=TrainedActions,
     )
 
@@ -94,12 +96,15 @@ class TrainedActions(LatentActions):
         tensors, identity = {}, found.identity
         if found.seed is None:
             if file_digest(found.file, 64) != trained["weights_digest"]:
-                remedy = "resume the training, or train anew"
+                remedy = "resume or train anew"
                 raise LaryError(f"{found.file} isn't what {RECORD} beside it names: {remedy}.")
             tensors = read_tensors(found.files, layout if kind is None else replace(layout, unused=()))
             identity = replace(identity, digest=digest(identity.digest, trained["backbone"]["digest"]))
-        with torch.device("meta"):
-            network = (kind or LatentActionModel)(**spec.options["network"])
+        try:
+            with torch.device("meta"):
+                network = (kind or LatentActionModel)(**spec.options["network"])
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise LaryError(f"{found.file.with_name(RECORD)} fits no network: {error}.") from error
         return with_weights(network, found, lambda: tensors, "cpu"), identity
 
     def embed(self, clips: Tensor) -> Tensor:

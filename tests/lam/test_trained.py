@@ -95,6 +95,18 @@ def test_weights_that_are_not_those_of_the_record_are_refused(root: Path, tmp_pa
     save_file({key: value + 1 for key, value in tensors.items()}, other / "model.safetensors")
     spec, changed = MODELS.get(f"lam:{other}"), replace(context(root), weights=str(other / "model.safetensors"))
     fails(LaryError, "isn't what training.json beside it names", build, spec, changed)
+    record = json.loads((root / "k8" / "training.json").read_text())
+    for key, odd, words in (
+        ("options", [], "lacks list"),
+        ("preprocess", 3, "lacks 'int'"),
+        ("backbone", [], "lacks list"),
+    ):
+        (other / "training.json").write_text(json.dumps(record | {key: odd}))
+        fails(UsageError, words, MODELS.get, f"lam:{other}")
+    shutil.copytree(root / "k8", other, dirs_exist_ok=True)
+    del record["sizes"]["heads"]
+    (other / "training.json").write_text(json.dumps(record))
+    fails(LaryError, "training.json fits no network: .* 'heads'", build, MODELS.get(f"lam:{other}"), changed)
     (other / "training.json").write_text('{"schema": 7}')
     fails(UsageError, "training.json lacks 'sizes'", MODELS.get, f"lam:{other}")
     fails(UsageError, "holds no training.json: name the folder", MODELS.get, f"lam:{tmp_path}")
