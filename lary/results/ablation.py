@@ -225,7 +225,7 @@ def _write_tables(context: Context, setting: str, runs: Sequence[FinishedRun]) -
     table = DataFrame([*kept, *paper]).drop(columns="ablation").set_index("source").astype(float)
     table = table.sort_values(COLUMNS[setting], kind="stable").reset_index()
     cells = table.map(lambda cell: cell if isinstance(cell, str) else f"{cell:.4g}").replace("nan", "-")
-    head, *rows = [[*cells.columns], *cells.to_numpy().tolist()]
+    head, rows = list(cells.columns), cells.to_numpy().tolist()
     texts = {
         "csv": table.to_csv(index=False),
         "tex": cells.to_latex(index=False, escape=True),
