@@ -2,6 +2,7 @@
 
 import logging
 import os
+import subprocess
 import sys
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
@@ -80,3 +81,11 @@ def test_a_broken_package_costs_itself_alone(monkeypatch: pytest.MonkeyPatch, ca
     assert "left out: absent_package:THING of ? fails: ModuleNotFoundError" in text
     assert "left out: sys:THING" in text
     assert "this_one" not in text
+
+
+def test_no_module_looks_a_record_up_while_it_is_imported() -> None:
+    """Records in LARY_ROOT/data import modules when they are looked up, which would go round."""
+    code = "import importlib, pkgutil, lary, lary.registry as r\nr.Registry.get = r.Registry.__iter__ = None\n"
+    code += "for each in pkgutil.walk_packages(lary.__path__, 'lary.'):\n"
+    code += "    '__main__' in each.name or importlib.import_module(each.name)"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)

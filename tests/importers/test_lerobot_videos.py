@@ -1,6 +1,7 @@
 """Videos that several LeRobot episodes share: drifting starts, lost frames, clocks, damaged pictures; what is read."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -212,3 +213,17 @@ def test_time_stamps_find_frames() -> None:
     for start, stamps in (*away, (0.0, [0.0, 0.04])):
         words = "No frame" if (start, stamps) in away else "same frame"
         fails(MediaError, words, frame_numbers, seconds, start, stamps, 10)
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    """A pipe would be waited for without end."""
+    source = write_lerobot(tmp_path / "source", "v2.1", splits={"val": "0:1"})
+    film, table = (next(source.glob(name)) for name in (f"videos/*/{FRONT}/*01.mp4", "data/*/*02.parquet"))
+    for path in (film, table):
+        path.unlink()
+        os.mkfifo(path)
+    run(tmp_path, *STRIDE, code=1)
+    assert ["no regular file" in reason for reason in failed(tmp_path).values()] == [True, True]
+    table.unlink()
+    run(tmp_path, *STRIDE, code=1)
+    assert "does not exist" in failed(tmp_path)["2"]

@@ -8,6 +8,7 @@ import torch
 
 from lary.models.running import LoadedEncoder, build
 from lary.models.spec import MODELS, ModelContext, ModelSpec
+from lary.nets import MOST_SEQUENCES, sliced_attention
 from lary.types import RANDOM, Latents, UsageError, WeightsIdentity
 from tests.helpers import fails
 from tests.tiny import save_tiny
@@ -48,3 +49,17 @@ def test_any_backbone_needs_its_configuration_only(tmp_path: Path) -> None:
     assert run(spec)[0].identity != encoder.identity
     (folder / "config.json").unlink()
     fails(UsageError, r"has no config\.json", run, spec)
+
+
+def test_attention_takes_as_many_sequences_as_kernels_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = torch.randn(3, MOST_SEQUENCES + 5, 2, 2, 4, generator=torch.Generator().manual_seed(0)).unbind()
+    whole, sizes = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True), []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def noted(*parts: torch.Tensor, **options: bool) -> torch.Tensor:
+        sizes.append(len(parts[0]))
+        return attend(*parts, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
+    assert torch.equal(sliced_attention(q, k, v, is_causal=True), whole)
+    assert sizes == [MOST_SEQUENCES, 5]
