@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
+from numpy.random import Generator
 
 from lary.arrays import Doubles
 from lary.simulate import shapes
 from lary.simulate.kinematics import CLOSED, OPEN, UP, Motion, Path, Pose, carried, turn
-from lary.simulate.shapes import TRAIN_COLOURS, Thing, build_thing, draw
+from lary.simulate.shapes import Thing, build_thing, draw, paint
 
 BEADS = 20
 CABINET, CHEST = (shapes.SCENERY["things"][kind]["sizes"] for kind in ("cabinet", "chest"))
@@ -60,7 +61,7 @@ class Script:
 class Stage:
     """What a behaviour draws from; `side` is -1 or 1, the camera's side along y."""
 
-    rng: np.random.Generator
+    rng: Generator
     kinds: Sequence[str]
     side: float
 
@@ -203,7 +204,7 @@ def rotate(stage: Stage) -> Script:
 
 def sweep_crumbs(stage: Stage) -> Script:
     """A brush in the hand goes to the camera's side and gathers small pieces."""
-    tool = build_thing("brush", "brush", colour=draw(stage.rng, TRAIN_COLOURS))
+    tool = build_thing("brush", colour=paint(stage.rng))
     centre = spot(stage, 0.42, 0.52, 0.04)
     hand = turn(UP, stage.uniform(-0.45, 0.45))
     across, along = stage.side * hand[:, 1], hand[:, 0]
@@ -225,8 +226,7 @@ def sweep_crumbs(stage: Stage) -> Script:
         def motion(
             time: float, where: float = where, start: Doubles = start, slack: float = slack, spin: Doubles = spin
         ) -> Pose:
-            front = float((path.at(time).position - centre) @ across) + slack
-            gone = max(0.0, front - where)
+            gone = max(0.0, float((path.at(time).position - centre) @ across) + slack - where)
             return start + gone * across, turn(UP, 6.0 * gone) @ spin
 
         script.move(piece, motion)
@@ -237,9 +237,9 @@ def pour(stage: Stage) -> Script:
     """A mug is raised by its handle and tilted: beads fall into a bowl."""
     rng = stage.rng
     towards = float(rng.choice([-1.0, 1.0]))
-    content, colour = draw(rng, TRAIN_COLOURS), draw(rng, TRAIN_COLOURS)
+    content, colour = paint(rng), paint(rng)
     cup = build_thing("mug", "target", colour=colour, pale=draw(rng, shapes.PALE), content=content)
-    target = build_thing("bowl", "bowl", colour=draw(rng, TRAIN_COLOURS))
+    target = build_thing("bowl", colour=paint(rng))
     upright = turn(UP, stage.uniform(-0.2, 0.2))
     place = spot(stage, 0.46, 0.54, 0.02) - 0.13 * towards * np.array([0, 1.0, 0])
     across, along = towards * upright[:, 1], upright[:, 0]
@@ -250,8 +250,7 @@ def pour(stage: Stage) -> Script:
     path.move(hand + 0.17 * UP, 0.17)
     path.move(dish + hand - place - 0.085 * across + 0.17 * UP, 0.23)
     begin = path.mark()
-    angle = -towards * stage.uniform(1.9, 2.1)
-    path.swing(path.state.position + 0.072 * along, along, angle, 0.45)
+    path.swing(path.state.position + 0.072 * along, along, -towards * stage.uniform(1.9, 2.1), 0.45)
     end = path.mark()
     path.wait(0.15)
     script = carry(path, cup, (place, upright))
@@ -291,9 +290,9 @@ def _hinged(stage: Stage, opening: bool) -> Script:
     base = base - np.array([0.08, 0.0, 0.0])
     angle = -stage.uniform(1.4, 1.7)
     hinge = base + front @ np.array([-x, 0.0, 2 * z])
-    colour, metal = draw(stage.rng, TRAIN_COLOURS), shapes.metal(stage.rng)
-    chest = build_thing("chest", "chest", wood=shapes.wood(stage.rng))
-    lid = build_thing("lid", "lid", colour=colour, metal=metal)
+    colour, metal = paint(stage.rng), shapes.metal(stage.rng)
+    chest = build_thing("chest", wood=shapes.wood(stage.rng))
+    lid = build_thing("lid", colour=colour, metal=metal)
     # The knob of the lid, as in ``scenery.json``.
     start = hinge + front @ np.array([2 * x - 0.025, 0.0, 0.030])
     side, axis = front[:, 0], front[:, 1]
@@ -327,21 +326,20 @@ def _sliding(stage: Stage, opening: bool) -> Script:
     rest = base
     if not opening:
         handle, rest, way = handle + way * out, base + way * out, -way
-    colour = draw(stage.rng, TRAIN_COLOURS)
+    colour = paint(stage.rng)
     path = approach(stage, handle, 0.10, 0.07)
     mark = grasp(path, handle, hand, 0.018, 0.09, 0.15, 0.12, 0.08)
     path.move(handle + way * out, 0.58)
     path.wait(0.07)
-    shell = build_thing("cabinet", "cabinet", wood=shapes.wood(stage.rng))
-    drawer = build_thing("drawer", "drawer", colour=colour, metal=shapes.metal(stage.rng))
+    shell = build_thing("cabinet", wood=shapes.wood(stage.rng))
+    drawer = build_thing("drawer", colour=colour, metal=shapes.metal(stage.rng))
     return carry(path, drawer, (rest, front), mark).put(shell, (base, front))
 
 
 def _furniture(stage: Stage) -> tuple[Doubles, Doubles, Doubles]:
     """Draw place and rotation of furniture, facing robot and camera, and a hand's rotation."""
     angle = stage.uniform(0.5, 1.1)
-    yaw = math.atan2(stage.side * math.sin(angle), -math.cos(angle))
-    front = turn(UP, yaw)
+    front = turn(UP, math.atan2(stage.side * math.sin(angle), -math.cos(angle)))
     place = np.array([stage.uniform(0.50, 0.58), -stage.side * stage.uniform(0.02, 0.12), 0.0])
     # Folded to a quarter turn: fingers look the same after half a turn.
     across = math.atan2(front[1, 0], front[0, 0]) - math.pi / 2

@@ -13,6 +13,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numpy.random import PCG64, Generator
 
 from lary.arrays import Doubles, Floats, Pixels, npy_bytes
 from lary.data.configs import SimulateConfig
@@ -25,6 +26,7 @@ from lary.simulate.kinematics import Solver, to_rpy
 from lary.simulate.render import Renderer
 from lary.types import LaryError
 
+Rows = list[dict[str, str]]
 VERBS = tuple(BEHAVIOURS)
 HANDLING = ("lift", "lower", "pull", "push", "reach", "rotate")
 """Verbs about one loose object, which can be of a kind that training lacks."""
@@ -106,7 +108,7 @@ class Recording:
         return [*(f"{self.folder}/{name}" for name in names), *self.actions]
 
     @property
-    def rows(self) -> list[dict[str, str]]:
+    def rows(self) -> Rows:
         if not self.pairs:
             row = {"dataset": "SimArm", "robot_type": self.robot, "video_path": f"SimArm/{self.name}"}
             return [{**row, "action": self.verb, "sample_indices": ",".join(map(str, sampled(self.frames)))}]
@@ -142,10 +144,10 @@ def _episodes(seed: int, split: int, count: int) -> list[Recording]:
     """Episodes of a split: both robots in turn, every verb about equally often."""
     name = PAIR_SPLITS[split]
     number = max(2, math.ceil(count / PAIRS_PER_EPISODE))
-    rng = np.random.Generator(np.random.PCG64([seed, 0, split]))
+    rng = Generator(PCG64([seed, 0, split]))
     verbs = HANDLING if name == "unseen" else VERBS
     rooms = ("D",) if name == "val" else ("A", "B", "C")
-    recordings, first, order = [], 0, np.array([], dtype=int)
+    recordings, first, order = [], 0, np.array([], int)
     for index in range(number):
         if index % (2 * len(verbs)) == 0:
             order = rng.permutation(len(verbs))
@@ -170,7 +172,7 @@ def _episodes(seed: int, split: int, count: int) -> list[Recording]:
 def _clip(seed: int, number: int) -> Recording:
     """One clip: three in ten of a verb validate. The file name hides the verb."""
     turn, verb = divmod(number, len(VERBS))
-    rng = np.random.Generator(np.random.PCG64([seed, 2, number]))
+    rng = Generator(PCG64([seed, 2, number]))
     return Recording(
         key=(seed, 3, number),
         split="val" if (turn + verb) * 3 % 10 < 3 else "train",
@@ -182,9 +184,9 @@ def _clip(seed: int, number: int) -> Recording:
     )
 
 
-def rows_of_tables(recordings: Sequence[Recording]) -> dict[str, list[dict[str, str]]]:
+def rows_of_tables(recordings: Sequence[Recording]) -> dict[str, Rows]:
     """The rows of every table, clips in the order of their file names."""
-    result: dict[str, list[dict[str, str]]] = {name: [] for name in TABLES}
+    result: dict[str, Rows] = {name: [] for name in TABLES}
     for each in sorted(recordings, key=lambda each: "" if each.pairs else each.name):
         result[each.table] += each.rows
     return result
@@ -215,7 +217,7 @@ def stage(recording: Recording) -> tuple[Script, scenes.Scene, scenes.View, scen
     unseen = recording.split == "unseen"
     kinds = shapes.UNSEEN_THINGS if unseen else shapes.TRAIN_THINGS
     for attempt in range(ATTEMPTS):
-        rng = np.random.Generator(np.random.PCG64([*recording.key, attempt]))
+        rng = Generator(PCG64([*recording.key, attempt]))
         # The cameras of pairs are all on the side of +y.
         side = 1.0 if recording.pairs else math.copysign(1.0, room.camera[0])
         script = BEHAVIOURS[recording.verb](Stage(rng, kinds, side))

@@ -92,8 +92,7 @@ def claim_folder(out: Path, record: JsonDict, *, overwrite: bool) -> None:
         if not overwrite:
             what = f"{found} is the record of another one" if found else f"{stray} exists without a record"
             raise UsageError(
-                f"{out} can't take this simulation, since {what}: choose another folder, "
-                "remove this one, or pass --overwrite."
+                f"{out} can't take this simulation, since {what}: choose another folder, or pass --overwrite."
             )
         for name in OWN:
             shutil.rmtree(data_dir / name, ignore_errors=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 
 from lary.arrays import Doubles
 
@@ -37,7 +38,7 @@ LARGEST_STEP = 0.25
 
 def turn(axis: tuple[float, float, float] | Doubles, angle: float) -> Doubles:
     """Rotation (3, 3) by `angle` about `axis` (3,), by Rodrigues' formula."""
-    x, y, z = np.asarray(axis, dtype=float) / np.linalg.norm(axis)
+    x, y, z = np.asarray(axis, float) / np.linalg.norm(axis)
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     return np.asarray(np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * (cross @ cross))
 
@@ -157,9 +158,7 @@ class Path:
     share of the time, varied by up to 15 %; shares need no particular sum.
     """
 
-    def __init__(
-        self, position: Doubles, rotation: Doubles, width: float, command: float, rng: np.random.Generator
-    ) -> None:
+    def __init__(self, position: Doubles, rotation: Doubles, width: float, command: float, rng: Generator) -> None:
         self.state = ToolState(position, rotation, width, command)
         self._phases: list[Phase] = []
         self._ends = [0.0]
@@ -218,7 +217,7 @@ class Path:
         return self._phases[index - 1](ease((moment - begin) / (end - begin)))
 
 
-def carried(path: Path, rest: Pose, first: float, last: float = 1.0) -> Motion:
+def carried(path: Path, rest: Pose, first: float, last: float) -> Motion:
     """The motion of an object that moves with the tool from time `first` to `last`."""
     begin = path.at(first)
     back = begin.rotation.T

@@ -77,8 +77,7 @@ def axes_towards(forward: Doubles) -> Axes:
 
 def displayed(light: Array) -> Pixels:
     """Linear light as gamma-encoded uint8, of the same shape."""
-    levels = np.minimum(light, 1.0) * LEVELS + 0.5
-    return DISPLAY[levels.astype(np.int32)]
+    return DISPLAY[(np.minimum(light, 1.0) * LEVELS + 0.5).astype(np.int32)]
 
 
 class Renderer:
@@ -125,8 +124,7 @@ class Renderer:
     def lit(self, hits: Hits, *groups: int) -> Mask:
         """Which surfaces (M,) the lamp, the origin of all rays, reaches."""
         rays, distance = self._from_lamp(hits)
-        found = self.cast(self.lamp.position, rays / distance[:, None], *groups)
-        return self._passes(found, distance)
+        return self._passes(self.cast(self.lamp.position, rays / distance[:, None], *groups), distance)
 
     def _from_lamp(self, hits: Hits) -> tuple[Doubles, Doubles]:
         """Rays (M, 3) from the lamp to just above surfaces, and their lengths (M,)."""
@@ -238,7 +236,7 @@ class Renderer:
         # Balls look larger off the middle of a view, and pixels are rounded.
         radius = 1.06 * scale * self.radius / np.maximum(depth - self.radius, 0.05) + 1.0
         mask = np.zeros((size, size), np.uint8)
-        discs = np.stack([np.rint(x), np.rint(y), np.ceil(radius)], axis=1)
+        discs = np.stack([np.rint(x), np.rint(y), np.ceil(radius)], 1)
         # Four times as fast as products of all balls and rays.
         for cx, cy, r in discs.astype(np.int32).tolist():
             cv2.circle(mask, (cx, cy), r, 1, -1)

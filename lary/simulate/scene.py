@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 
 from lary.arrays import Doubles
 from lary.simulate import shapes
@@ -142,9 +143,9 @@ def _thing_xml(item: Placed, materials: dict[str, Material]) -> str:
     return f'<body name="{item.thing.name}" {place}{mocap}>{"".join(parts)}</body>'
 
 
-def distractors(rng: np.random.Generator, kinds: Sequence[str], taken: Sequence[Doubles]) -> list[Placed]:
+def distractors(rng: Generator, kinds: Sequence[str], taken: Sequence[Doubles]) -> list[Placed]:
     """Draw one to three things on the table, away from `taken` points (3,)."""
-    result: list[Placed] = []
+    result = []
     points = [point[:2] for point in taken]
     for number in range(int(rng.integers(1, 4))):
         for _ in range(40):
@@ -158,7 +159,7 @@ def distractors(rng: np.random.Generator, kinds: Sequence[str], taken: Sequence[
     return result
 
 
-def tinted(room: Room, rng: np.random.Generator) -> Room:
+def tinted(room: Room, rng: Generator) -> Room:
     """The room in drawn shades."""
 
     def tint(material: Material) -> Material:
@@ -170,7 +171,7 @@ def tinted(room: Room, rng: np.random.Generator) -> Room:
     return replace(room, looks={name: tint(look) for name, look in room.looks.items()})
 
 
-def view_of(room: Room, rng: np.random.Generator, *, fixed: bool) -> View:
+def view_of(room: Room, rng: Generator, *, fixed: bool) -> View:
     """Draw a room's camera, moved a little, a `fixed` one less."""
     *angles, distance = room.pair_camera if fixed else room.camera
     azimuth, elevation = map(math.radians, angles)
@@ -186,7 +187,7 @@ def view_of(room: Room, rng: np.random.Generator, *, fixed: bool) -> View:
     return View(target + distance * offset, target, math.radians(36.0))
 
 
-def lamp_of(room: Room, view: View, rng: np.random.Generator) -> Lamp:
+def lamp_of(room: Room, view: View, rng: Generator) -> Lamp:
     """Draw a lamp above and beside the camera."""
     side = math.copysign(1.0, view.position[1]) * float(rng.choice([-1.0, 0.6]))
     position = rng.uniform((0.5, 0.5, 1.5), (1.0, 1.1, 2.0)) * (1, side, 1)

@@ -10,9 +10,10 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.random import PCG64, Generator
 
 from lary.arrays import Doubles
 from lary.data.spec import tupled
@@ -57,7 +58,7 @@ class Thing:
 
 
 SCENERY: JsonDict = tupled(json.loads(Path(__file__).with_name("scenery.json").read_bytes()))
-"""Shapes and colours; ``about`` says how the sizes and materials of things are written."""
+"""Shapes and colours; ``about`` says how sizes and materials are written."""
 TRAIN_COLOURS: tuple[Colour, ...] = SCENERY["colours"]["train"]
 UNSEEN_COLOURS: tuple[Colour, ...] = SCENERY["colours"]["unseen"]
 PALE: tuple[Colour, ...] = SCENERY["colours"]["pale"]
@@ -68,21 +69,25 @@ CONTENT: Colour = (0.20, 0.12, 0.08)
 SIZE = re.compile(r"(?:(-?[\d.]+)\*)?([a-z])([+-][\d.]+)?")
 
 
-def draw(rng: np.random.Generator, options: Sequence[Option]) -> Option:
+def draw(rng: Generator, options: Sequence[Option]) -> Option:
     return options[int(rng.integers(len(options)))]
 
 
-def wood(rng: np.random.Generator) -> Material:
+def wood(rng: Generator) -> Material:
     first, second = draw(rng, SCENERY["colours"]["wood"])
     return Material(first, second, "wood", 0.03, 0.15)
 
 
-def metal(rng: np.random.Generator) -> Material:
+def paint(rng: Generator) -> Colour:
+    return draw(rng, TRAIN_COLOURS)
+
+
+def metal(rng: Generator) -> Material:
     return Material(draw(rng, SCENERY["colours"]["metal"]), gloss=0.7)
 
 
-def build_thing(kind: str, name: str, scale: float = 1.0, **looks: Colour | Material) -> Thing:
-    """A thing of ``scenery.json``; `looks` are colours and materials by name."""
+def build_thing(kind: str, name: str = "", scale: float = 1.0, **looks: Any) -> Thing:
+    """A thing of ``scenery.json``, called by its kind; `looks` are colours and materials by name."""
     entry = SCENERY["things"][kind]
     sizes: dict[str, float] = {"s": scale, **{letter: size * scale for letter, size in entry.get("sizes", {}).items()}}
 
@@ -95,8 +100,7 @@ def build_thing(kind: str, name: str, scale: float = 1.0, **looks: Colour | Mate
 
     def material(value: str | JsonDict) -> Material:
         if isinstance(value, str):
-            look = looks[value]
-            assert isinstance(look, Material)
+            look: Material = looks[value]
             return look
         colours: JsonDict = {part: looks.get(value[part], value[part]) for part in ("first", "second") if part in value}
         return Material(**value | colours | {"period": number(value.get("period", Material.period))})
@@ -106,10 +110,10 @@ def build_thing(kind: str, name: str, scale: float = 1.0, **looks: Colour | Mate
         posed = (tuple(map(number, place)) for place in places)
         geoms.append(Geom(shape, tuple(map(number, size)), material(look), *posed))
     grips = {part: number(entry[part]) for part in ("grip", "height", "radius") if part in entry}
-    return Thing(name, tuple(geoms), **grips, rolls=entry.get("rolls", False))
+    return Thing(name or kind, tuple(geoms), **grips, rolls=entry.get("rolls", False))
 
 
-def make_thing(kind: str, rng: np.random.Generator, name: str = "target") -> Thing:
+def make_thing(kind: str, rng: Generator, name: str = "target") -> Thing:
     """Draw size and colours of a kind of TRAIN_THINGS or UNSEEN_THINGS."""
     colour = draw(rng, UNSEEN_COLOURS if kind in UNSEEN_THINGS else TRAIN_COLOURS)
     pale = draw(rng, PALE)
@@ -117,15 +121,15 @@ def make_thing(kind: str, rng: np.random.Generator, name: str = "target") -> Thi
     return build_thing(kind, name, scale, colour=colour, pale=pale, content=CONTENT)
 
 
-def crumb(name: str, rng: np.random.Generator) -> Thing:
-    colour = draw(rng, TRAIN_COLOURS)
+def crumb(name: str, rng: Generator) -> Thing:
+    colour = paint(rng)
     half = rng.uniform(0.011, 0.016)
     return build_thing("round crumb" if rng.random() < 0.5 else "square crumb", name, half, colour=colour)
 
 
 # Patterns: share of the second colour at a point in a primitive's frame
 
-_LATTICE = np.random.Generator(np.random.PCG64(20260611)).random((64, 64))
+_LATTICE = Generator(PCG64(20260611)).random((64, 64))
 Pattern = Callable[[Doubles, Doubles], Doubles]
 
 
