@@ -70,9 +70,8 @@ def _header_of(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]
             shape = tuple(int(side) for side in found[3].split(b",") if side.strip())
             return shape, found[2] == b"True", np.dtype(found[1].decode())
         with _parsing:
-            if version == (1, 0):
-                return np.lib.format.read_array_header_1_0(io.BytesIO(length + text))
-            return np.lib.format.read_array_header_2_0(io.BytesIO(length + text))
+            # Version 1.0 differs by a shorter length.
+            return np.lib.format.read_array_header_2_0(io.BytesIO(length.ljust(4, b"\0") + text))
     except Exception as error:  # numpy parses the header as Python: anything may be raised
         reason = str(error).splitlines() or [""]
         raise ValueError(f"its header can't be read ({reason[0][:200]})") from None
@@ -86,7 +85,7 @@ def array_of(stream: IO[bytes], size: int) -> Array:
     needed = math.prod(shape) * dtype.itemsize
     if any(type(side) is not int or side < 0 for side in shape) or needed > size:
         raise ValueError(f"{size} bytes are too few for an array of shape {shape}")
-    values = np.empty(needed, dtype=np.uint8)
+    values = np.empty(needed, np.uint8)
     filled, view = 0, values.data
     while filled < needed and (count := stream.readinto(view[filled:])):  # type: ignore[attr-defined]
         filled += count
@@ -106,8 +105,6 @@ def read_npz(path: Path, *names: str, largest: int = LARGEST) -> list[Array]:
             with zipfile.ZipFile(file) as archive:
                 entries = {entry.filename: entry for entry in archive.infolist()}
                 return [_member(archive, entries[f"{name}.npy"], size, largest) for name in names]
-        except KeyError:
-            raise
         except BROKEN as error:
             raise ValueError(str(error) or type(error).__name__) from error
 

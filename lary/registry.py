@@ -31,9 +31,9 @@ def suggest(wrong: str, known: Sequence[str]) -> str:
     """``' Did you mean x?'``, or where none is near the three nearest names."""
     import difflib
 
-    if near := difflib.get_close_matches(wrong, known, n=2, cutoff=0.6):
+    if near := difflib.get_close_matches(wrong, known, n=2):
         return f" Did you mean {' or '.join(near)}?"
-    near = difflib.get_close_matches(wrong, known, n=3, cutoff=0.0)
+    near = difflib.get_close_matches(wrong, known, cutoff=0.0)
     return f" The nearest of {len(known)}: {', '.join(near)}." if near else ""
 
 
@@ -46,15 +46,22 @@ class Registry(Generic[Record]):
 
     ``modules`` are imported at the first look-up (they register what they
     define), then every entry point of ``group`` that other packages declare.
-    ``kind`` is for messages.
+    ``kind`` is for messages, and every look-up asks ``source`` for further
+    records.
     """
 
-    def __init__(self, kind: str, *, modules: Sequence[str] = (), group: str | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        *,
+        modules: Sequence[str] = (),
+        group: str | None = None,
+        source: Callable[[], Mapping[str, Record]] = dict,
+    ) -> None:
         self.kind = kind
-        self._modules, self._group = modules, group
+        self._modules, self._group, self._source = modules, group, source
         self._records: dict[str, Record] = {}
         self._families: list[Callable[[str], Record | None]] = []
-        self._sources: list[Callable[[], Mapping[str, Record]]] = []
         self._loaded = False
 
     def add(self, record: Record) -> Record:
@@ -71,17 +78,13 @@ class Registry(Generic[Record]):
         """
         self._families.append(make)
 
-    def add_source(self, find: Callable[[], Mapping[str, Record]]) -> None:
-        """Ask `find` at every look-up for further records."""
-        self._sources.append(find)
-
     def get(self, name: str) -> Record:
         """The record of a name. Raises UsageError with a suggestion."""
         known = self._all()
         if name in known:
             return known[name]
         for make in self._families:
-            if (record := make(name)) is not None:
+            if record := make(name):
                 return record
         raise UsageError(f"Unknown {self.kind} '{name}'.{suggest(name, list(known))}")
 
@@ -102,10 +105,7 @@ class Registry(Generic[Record]):
                 except (Exception, SystemExit) as error:
                     where = f"{point.value} of {point.dist.name if point.dist else '?'}"
                     log.warning("left out: %s fails: %s: %s", where, type(error).__name__, reason_of(error))
-        found = dict(self._records)
-        for find in self._sources:
-            found = {**find(), **found}
-        return found
+        return {**self._source(), **self._records}
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self._all().values())
@@ -142,7 +142,7 @@ def load_plugin(path: str | Path) -> None:
     if name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(name, file) if file.is_file() else None
-    if spec is None or spec.loader is None:
+    if not spec or not spec.loader:
         raise UsageError(f"Plug-in {file} is not a Python file that can be read: correct its path.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # before it runs: its classes are pickled by this name

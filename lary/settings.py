@@ -41,16 +41,16 @@ class Setting(NamedTuple):
     origin: str
 
 
-_SHIPPED = Path(__file__).with_name("settings.json").read_text(encoding="utf-8")
+_SHIPPED = Path(__file__).with_name("settings.json").read_text("utf-8")
 VARIABLES = {name: Variable(**entry) for name, entry in json.loads(_SHIPPED).items()}
 FOLDERS = ("LARY_ROOT", "DATA_DIR", "LARY_LA_DIR", "LARY_LOG_DIR")
 
 
-class Settings:
+class Settings(NamedTuple):
     """The value and the origin of every setting."""
 
-    def __init__(self, items: Mapping[str, Setting], config_file: Path) -> None:
-        self.items, self.config_file = dict(items), config_file
+    items: dict[str, Setting]
+    config_file: Path
 
     def get(self, name: str) -> str | None:
         """The value of a variable, or None. Raises UsageError for an unknown name."""

@@ -55,7 +55,7 @@ Answers = list[Answer | NoAnswer]
 class Worker:
     """One process, started with its first question, and anew after it was killed."""
 
-    def __init__(self, arguments: Sequence[str], pass_fds: Sequence[int] = ()) -> None:
+    def __init__(self, arguments: Sequence[str], pass_fds: Sequence[int]) -> None:
         self._arguments = arguments
         self._pass_fds = tuple(pass_fds)
         self._process: subprocess.Popen[bytes] | None = None
@@ -63,7 +63,7 @@ class Worker:
 
     def tell(self, questions: Iterable[Question]) -> None:
         """Hand over questions; answers keep the order. Raises NoAnswer, LaryError."""
-        if self._process is None:
+        if not self._process:
             self._start()
         try:
             for question in questions:
@@ -87,13 +87,13 @@ class Worker:
 
     def kill(self) -> None:
         """Kill the process from another thread, whose waiting caller gets NoAnswer."""
-        if (process := self._process) is not None:
+        if process := self._process:
             process.kill()
 
     def stop(self) -> None:
         """Kill the process; one that can't be (a dead network file system) is left."""
         process, self._process = self._process, None
-        if process is not None:
+        if process:
             process.kill()
             with suppress(subprocess.TimeoutExpired):
                 process.wait(2)
@@ -117,17 +117,16 @@ class Worker:
         try:
             self.answer(SECONDS_TO_START)
         except NoAnswer as error:
-            what = self._arguments[0]
-            raise LaryError(f"The worker process '{what}' does not start: {error}.") from error
+            raise LaryError(f"The worker process '{self._arguments[0]}' does not start: {error}.") from error
 
     def _crash(self) -> NoAnswer:
         """Clean up after a process that has died; returns how."""
         code = None
-        if self._process is not None:
+        if self._process:
             with suppress(subprocess.TimeoutExpired):
                 code = self._process.wait(2)
         self.stop()
-        by = f" (signal {-code})" if code is not None and code < 0 else ""
+        by = f" (signal {-code})" if code and code < 0 else ""
         return NoAnswer(f"its process crashed{by}")
 
 

@@ -1,4 +1,4 @@
-"""Action chunks: reading their files, their moments, and the motion from first to last step.
+"""Action chunks: their files, moments, and motion from the first to the last step.
 
 The published motion is that of the frame ``world``. In ``local`` it is composed
 of rigid motions, so that angles don't jump at +-pi and a quaternion's two signs
@@ -46,7 +46,7 @@ def read_numbers(path: Path, dtype: npt.DTypeLike = np.float32) -> Array:
     try:
         data = read_limited(path, LARGEST_ACTIONS)
         values = array_of(io.BytesIO(data), len(data))
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise MediaError(f"The action file {path} can't be read: {reason}.") from error
     if values.dtype.kind not in "fiub":
@@ -123,7 +123,7 @@ def poses(space: ActionSpace, frame: Frame = "local") -> tuple[Pose, ...]:
         return ()
     at, found = {name: index for index, name in enumerate(space.dims)}, []
     for name in space.dims:
-        if name == "x" or name.endswith("_x"):
+        if f"_{name}".endswith("_x"):
             for axes in ORIENTATIONS:
                 known = [at[name[:-1] + axis] for axis in ("x", "y", "z", *axes) if name[:-1] + axis in at]
                 if len(known) == 3 + len(axes):
@@ -175,8 +175,8 @@ class Moments(NamedTuple):
     def of(cls, values: Array) -> Moments:
         """The moments of values (n, A)."""
         wide = values.astype(np.float64)
-        mean = wide.mean(axis=0)
-        return cls(len(wide), mean, ((wide - mean) ** 2).sum(axis=0))
+        mean = wide.mean(0)
+        return cls(len(wide), mean, ((wide - mean) ** 2).sum(0))
 
     def merge(self, other: Moments) -> Moments:
         count, step = self.steps + other.steps, other.mean - self.mean
@@ -192,8 +192,7 @@ class Moments(NamedTuple):
 
 def measure(robots: Sequence[str], chunks: Iterable[Floats | Failure]) -> tuple[dict[str, Moments], list[Failure]]:
     """Moments by robot type of chunks (n, A), and the unreadable files."""
-    whole: dict[str, Moments] = {}
-    failures = []
+    whole, failures = dict[str, Moments](), []
     for robot, chunk in zip(robots, chunks, strict=True):
         if isinstance(chunk, Failure):
             failures.append(chunk)

@@ -1,4 +1,4 @@
-"""Unpacking untrusted archives: files and folders below the target, nothing else, within limits.
+"""Unpacking untrusted archives: files and folders alone, below the target, within limits.
 
 Tar (plain, gzip, bzip2, xz) and zip, also in parts. Files are written into a new folder and moved
 into place once the archive was read to its end.
@@ -39,11 +39,7 @@ EXTENDED = (*b"LKxgX",)
 """Types of headers that hold more than their block: of GNU, pax and Solaris."""
 CONTENT = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.DIRTYPE)
 # Readers that verify checksum and end of the compressed stream, which tarfile's own don't.
-PACKINGS: dict[bytes, Any] = {
-    b"\x1f\x8b": gzip.open,
-    b"BZh": bz2.open,
-    b"\xfd7zXZ": lzma.open,
-}
+PACKINGS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 Member = tuple[str, int, int, "IO[bytes] | None"]
 """Path and size, all that is unpacked with it, and the content; None for a folder."""
 
@@ -137,7 +133,7 @@ def _members(parts: Sequence[Path]) -> Iterator[Member]:
 
 def _tar_members(tar: tarfile.TarFile) -> Iterator[Member]:
     reader: Any = tar
-    while (member := tar.next()) is not None:
+    while member := tar.next():
         reader.members = []  # tarfile keeps every header otherwise: gigabytes for millions of files
         if member.issparse():
             raise _Refused(f"holds a sparse file, {_shown(member.name)}")
@@ -175,9 +171,9 @@ def unpack(
 ) -> None:
     """Unpack an archive, given its `parts` in order, below `target`.
 
-    `place` gives the path below `target` of a member, with forward slashes; `progress` counts bytes.
-    Raises LaryError, leaving nothing behind, if the archive is torn, has a member that is no file or
-    folder or leaves the target, exceeds a limit, or would replace other content.
+    `place` gives the path of a member below `target`; `progress` counts bytes. Raises LaryError,
+    leaving nothing behind, for a torn archive, links and special files, paths out of the target,
+    more than the limits, or other content in the place of a file.
     """
     name, limits = whole_name(parts[0].name), limits or Limits()
     if name.lower().endswith(".tar.zst"):
@@ -199,7 +195,7 @@ def unpack(
                 clean = inside(Path(), path).as_posix()
             except UsageError:
                 raise _Refused(f"holds {_shown(path)}, which is no plain path below the target") from None
-            if content is not None:  # folders come with their files
+            if content:  # folders come with their files
                 _write(content, size, _shown(path), scratch / place(clean), progress)
         _move(name, scratch, target)
     except LaryError:
@@ -220,7 +216,7 @@ def _write(content: IO[bytes], size: int, shown: str, path: Path, progress: Prog
         with path.open("xb") as out:
             while block := content.read(BLOCK):
                 size -= out.write(block)
-                if progress is not None:
+                if progress:
                     progress.advance(len(block))
     except (FileExistsError, NotADirectoryError, IsADirectoryError):
         raise _Refused(f"holds {shown} twice, or as a file and as a folder") from None
@@ -237,7 +233,7 @@ def _move(name: str, source: Path, target: Path) -> None:
         if not there.exists() or (path.is_dir() and there.is_dir()):
             continue
         if path.is_dir() or there.is_dir() or not filecmp.cmp(path, there, shallow=False):
-            raise LaryError(f"{there} exists with other content than in {name}: move it away and start again.")
+            raise LaryError(f"{there} exists with other content than in {name}: move it away.")
     for top, folders, files in os.walk(source):
         there = target / Path(top).relative_to(source)
         for folder in folders:

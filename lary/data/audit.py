@@ -1,4 +1,4 @@
-"""The audit of a data set: what its splits share, what they lack, and what is odd in them.
+"""The audit of a data set: what its splits share and lack, and what is odd in them.
 
 Frames are decoded on request. A leak is a file, an episode or video, a segment
 or a picture in two splits; all else is a warning or a note. Drawn splits are
@@ -46,7 +46,7 @@ class Finding:
     count: int
     total: int
     text: str
-    examples: tuple[str, ...] = ()
+    examples: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def audit(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> AuditRe
 
 
 def open_parts(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> list[Part]:
-    tables: dict[str, Path] = {}
+    tables = {}
     for entry in config.table:
         name, _, file = entry.partition("=")
         if not file:
@@ -161,8 +161,7 @@ def open_parts(spec: DatasetSpec, config: AuditConfig, settings: Settings) -> li
         tables[name] = Path(file)
     # Without files to open, paths are only compared.
     data_dir = settings.path("DATA_DIR") if config.frames or config.training else Path()
-    roles = (spec.train, spec.validation, spec.unseen)
-    usual = [name for name in roles if name in {*spec.splits, *spec.drawn}]
+    usual = [name for name in spec.roles(None).values() if name in {*spec.splits, *spec.drawn}]
     found, missing = [], ""
     for name in dict.fromkeys((*(config.splits or usual), *tables)):
         try:

@@ -8,7 +8,6 @@ Clips have no sound, are cut by PyAV, and appear whole.
 import functools
 import itertools
 import math
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +21,7 @@ from lary.data.configs import ClipConfig
 from lary.data.frames import decode_video, decoded, opened_video, to_rgb, whole_packets
 from lary.data.tables import read_frame
 from lary.files import atomic_write, inside, write_failures
-from lary.runtime import in_threads, progress
+from lary.runtime import in_threads, progress, usable_cores
 from lary.settings import Settings
 from lary.types import Failure, MediaError, UsageError
 
@@ -65,7 +64,7 @@ class Task(NamedTuple):
     @property
     def forward(self) -> Path:
         name = self.out.name
-        return self.out.with_name(name.removesuffix(REVERSED + SUFFIX) + SUFFIX) if self.reverse else self.out
+        return self.out.with_name(name.removesuffix(SUFFIX).removesuffix(REVERSED) + SUFFIX)
 
 
 def parse_clips(value: object, times: Times = "clock") -> list[tuple[int, float, float]]:
@@ -87,7 +86,7 @@ def parse_clips(value: object, times: Times = "clock") -> list[tuple[int, float,
 
 
 def clip_tasks(
-    source: str, seeds: Iterable[Sequence[str]], root: Path, out: Path, wanted: set[str], times: Times = "clock"
+    source: str, seeds: Iterable[Sequence[str]], root: Path, out: Path, wanted: set[str], times: Times
 ) -> list[Task]:
     """The wanted clips of `seeds` (``video_path``, ``seed_output``), forward first.
 
@@ -134,7 +133,7 @@ def prepare_clips(config: ClipConfig, settings: Settings) -> ClipReport:
             raise UsageError(f"The {name} folder {root} does not exist.")
     tables = config.metadata or tuple(filter(Path.is_file, map(folder.joinpath, CLIP_TABLES)))
     if not tables:
-        raise UsageError(f"There is none of {', '.join(CLIP_TABLES)} in {folder}: set LARY_ROOT or pass --metadata.")
+        raise UsageError(f"{folder} has none of {', '.join(CLIP_TABLES)}: set LARY_ROOT or pass --metadata.")
     out = config.output_dir or settings.path("DATA_DIR") / "classification"
     rows = [row for table in tables for row in read_columns(table, "dataset", "video_path")]
     wanted = {path.strip().replace("\\", "/") for source, path in rows if source.strip() in roots}
@@ -146,7 +145,7 @@ def prepare_clips(config: ClipConfig, settings: Settings) -> ClipReport:
             groups[task.forward].append(task)
     found = {task.out.relative_to(out).as_posix() for group in groups.values() for task in group}
     results = dict.fromkeys(wanted - found, "no line of the seed table gives this clip")
-    workers = min(config.workers, 4 * (os.cpu_count() or 1))
+    workers = min(config.workers, 4 * usable_cores())
     with progress(len(found), "cutting", "clip") as bar:
         for done in in_threads(make_clips, list(groups.values()), workers):
             results |= {path.relative_to(out).as_posix(): result for path, result in done.items()}
@@ -160,7 +159,7 @@ def prepare_clips(config: ClipConfig, settings: Settings) -> ClipReport:
 
 def read_columns(table: Path, *names: str) -> list[list[str]]:
     """The rows of some columns of a CSV. Raises UsageError."""
-    return read_frame(table, needed=names)[list(names)].to_numpy(dtype=object).tolist()
+    return read_frame(table, needed=names)[list(names)].to_numpy(object).tolist()
 
 
 def make_clips(tasks: Sequence[Task]) -> dict[Path, str]:

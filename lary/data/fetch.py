@@ -1,4 +1,4 @@
-"""Download of the published data sets: pinned, checked against digests, resumed, and unpacked.
+"""Download of the published data sets: pinned, checked, resumed, and unpacked.
 
 ``DATA_DIR/lary_download.json`` has the revision and the digest of every file
 in its place; it is written after each file, so that the same command resumes.
@@ -62,6 +62,10 @@ class RemoteFile(NamedTuple):
         return "its digest differs" if wanted and file_digest(path, 64, state) != wanted.lower() else ""
 
 
+Listing = tuple[str, list[RemoteFile]]
+"""The commit or revision of a repository, and its files."""
+
+
 class HuggingFace:
     """A repository on Hugging Face; token and endpoint as ``huggingface_hub`` finds them."""
 
@@ -74,8 +78,7 @@ class HuggingFace:
         """The commit of a revision; None: the newest."""
         return str(self._hub.HfApi().dataset_info(self.repository, revision=revision, timeout=SECONDS).sha)
 
-    def files(self, revision: str | None) -> tuple[str, list[RemoteFile]]:
-        """The `commit` of a revision, and its files."""
+    def files(self, revision: str | None) -> Listing:
         api, commit, found = self._hub.HfApi(), self.commit(revision), []
         for entry in api.list_repo_tree(self.repository, recursive=True, revision=commit, repo_type="dataset"):
             if isinstance(entry, self._hub.hf_api.RepoFile):
@@ -100,7 +103,7 @@ class ModelScope:
             raise UsageError("--source modelscope needs its library: pip install 'lary[modelscope]'.") from None
         self.repository, self._api = repository, modelscope_hub.HubApi()
 
-    def files(self, revision: str | None) -> tuple[str, list[RemoteFile]]:
+    def files(self, revision: str | None) -> Listing:
         revision = revision or "master"
         listed = self._api.list_repo_files(self.repository, "dataset", revision=revision)
         return revision, [RemoteFile(file.path, file.size, file.sha256 or "") for file in listed if not file.is_dir]
@@ -109,7 +112,7 @@ class ModelScope:
         self._api.download_file(self.repository, "dataset", path, revision=revision, local_dir=folder)
 
 
-def list_files(hub: Any, revision: str | None) -> tuple[str, list[RemoteFile]]:
+def list_files(hub: Any, revision: str | None) -> Listing:
     """What `files` of a hub gives in time. Raises any error."""
     from pydantic import TypeAdapter
 
@@ -125,8 +128,7 @@ def list_files(hub: Any, revision: str | None) -> tuple[str, list[RemoteFile]]:
     thread.join(SECONDS_TO_LIST)
     if not found or isinstance(found[0], Exception):
         raise found[0] if found else TimeoutError("its list has no end")
-    kind = TypeAdapter(tuple[str, list[RemoteFile]])
-    return kind.validate_python(found[0], strict=True)
+    return TypeAdapter(Listing).validate_python(found[0], strict=True)
 
 
 @contextmanager
@@ -269,7 +271,7 @@ class Download:
         found = read_json(self.manifest, "download manifest") if self.manifest.exists() else {**self.origin}
         if not isinstance(found, dict) or not isinstance(found.setdefault("files", {}), dict):
             raise LaryError(f"The download manifest {self.manifest} is damaged: move it away.")
-        if any(found.get(key) != value for key, value in self.origin.items()):
+        if not self.origin.items() <= found.items():
             other = ", ".join(f"{key} {found.get(key)}" for key in self.origin)
             raise UsageError(f"{self.data_dir} has files of {other}: choose another DATA_DIR, or update lary.")
         self.revision = str(found.get("revision", ""))
@@ -348,7 +350,7 @@ class Download:
 
 
 def download(config: DownloadConfig, settings: Settings, ask: Callable[[str], str] | None = None) -> Download:
-    """Show the terms, fetch, check and unpack; with `config.dry_run` choose the files.
+    """Show the terms, fetch, check and unpack; a dry run chooses the files.
 
     `ask` asks a person. Raises UsageError for refused terms, another
     repository in the folder, or no files, LaryError for an unreachable hub or

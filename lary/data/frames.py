@@ -1,4 +1,4 @@
-"""Frames as pixels: image pairs and the wanted frames of a clip, uint8 RGB (T, H, W, 3).
+"""Frames as pixels: those of image pairs and clips, uint8 RGB (T, H, W, 3).
 
 Clips are decoded by PyAV, exact by index: frame n is the n-th in order of
 presentation, whatever its time stamp.
@@ -163,7 +163,7 @@ def decoded(packets: Iterable[Any], held: set[int] | None = None) -> Iterator[An
     held = set() if held is None else held
     for packet in packets:
         codec, found = packet.stream.codec_context, packet.decode()
-        # Other formats refer to eight pictures at most; decoders of these two follow what a file claims.
+        # Other formats refer to eight pictures at most; these two to as many as a file claims.
         if codec.name in ("h264", "hevc"):
             held.update(frame.planes[0].buffer_ptr for frame in found)
             if max(len(held), codec.reorder_depth) * codec.width * codec.height > MOST_HELD * LARGEST_FRAME:
@@ -248,7 +248,7 @@ def starts_afresh(packet: Any, stream: Any) -> bool:
 def pick_frames(
     stream: Any, table: FrameTable, frame_index: Sequence[int], keep: Callable[[Any], Kept]
 ) -> dict[int, Kept] | None:
-    """What `keep` makes of the wanted frames, by index; None where decoding doesn't give what was announced."""
+    """What `keep` makes of the wanted frames, by index; None where decoding gives others than announced."""
     last, context = len(table.stamps) - 1, stream.codec_context
     missing = sorted({min(index, last) for index in frame_index})
     index_of, found = {table.stamps[index]: index for index in missing}, dict[int, Kept]()
@@ -285,7 +285,7 @@ def pick_frames(
 def decode_in_order(
     container: Any, stream: Any, frame_index: Sequence[int], keep: Callable[[Any], Kept]
 ) -> dict[int, Kept]:
-    """What `keep` makes of the wanted frames, decoded from the start to the last of them. Raises ValueError."""
+    """What `keep` makes of the wanted frames, decoded from the start on. Raises ValueError."""
     wanted, found, frame, number = set(frame_index), {}, None, 0
     for number, frame in enumerate(decoded(container.demux(stream))):
         if number in wanted:
@@ -332,7 +332,7 @@ def to_rgb(frame: Any) -> Pixels:
     # As in OpenCV's reader, chroma is bicubic: seen at odd heights, and for more than 8 bits.
     image = _own.reformatter.reformat(frame, format="rgb24", interpolation="BICUBIC").to_ndarray()
     turns = round(getattr(frame, "rotation", 0) / 90) % 4
-    return np.ascontiguousarray(np.rot90(image, turns), dtype=np.uint8)
+    return np.ascontiguousarray(np.rot90(image, turns), np.uint8)
 
 
 _own = threading.local()

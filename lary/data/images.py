@@ -60,7 +60,7 @@ def read_image(path: Path, reader: Reader = "cv2") -> Pixels:
             return _decode_with_pillow(data)
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
         if image is not None:
-            return np.asarray(image, dtype=np.uint8)
+            return np.asarray(image, np.uint8)
     raise MediaError(f"The image {path} can't be decoded: {image_problem(data) or 'its content is broken'}.")
 
 
@@ -79,7 +79,7 @@ def _decode_with_pillow(data: bytes) -> Pixels:
         turned = ImageOps.exif_transpose(image)
         if turned.mode.startswith("I;16"):  # convert() would clip to 255 instead of scaling
             grey = (np.asarray(turned) >> 8).astype(np.uint8)
-            return np.repeat(grey[..., None], 3, axis=2)
+            return np.repeat(grey[..., None], 3, 2)
         return np.array(turned.convert("RGB"))
 
 

@@ -1,4 +1,4 @@
-"""Normalisation of action chunks: statistics, their file, targets, and relative actions.
+"""Normalisation of action chunks: statistics, targets, and relative actions.
 
 As published, the target is float32, mean and std are float64, and the result
 is rounded to float32 once. Unlike there, a robot type without statistics is an
@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from lary.arrays import Doubles, Floats, npy_bytes
+from lary.arrays import Array, Doubles, Floats, npy_bytes
 from lary.data import actions
 from lary.data.actions import ActionMode, Frame, Moments, measure, read_actions, total
 from lary.data.configs import RelativeConfig, StatsConfig
@@ -45,9 +44,9 @@ class Statistics(NamedTuple):
 
 
 def statistics_of(entry: Mapping[str, Any], size: int, where: str, advice: str = "") -> Statistics:
-    """Statistics from ``mean`` and ``std``. Raises LaryError, which ends with the `advice`."""
+    """Statistics from ``mean`` and ``std``. Raises LaryError, with the `advice`."""
     try:
-        mean, std = (np.array(entry[name], dtype=np.float64) for name in ("mean", "std"))
+        mean, std = (np.array(entry[name], np.float64) for name in ("mean", "std"))
     except (TypeError, ValueError):
         mean = std = np.zeros(0)
     if not mean.shape == std.shape == (size,) or not np.isfinite([mean, std]).all() or (std < 0).any():
@@ -159,9 +158,9 @@ class Targets(NamedTuple):
     digest: str = ""
 
     @property
-    def readable(self) -> npt.NDArray[np.bool_]:
+    def readable(self) -> Array:
         """(n,) which rows have a target."""
-        return np.asarray(~np.isnan(self.values).any(axis=(1, 2)))
+        return np.asarray(~np.isnan(self.values).any((1, 2)))
 
 
 def load_targets(
@@ -201,7 +200,7 @@ def write_statistics(config: StatsConfig, settings: Settings) -> tuple[Path, Jso
 def measure_table(
     spec: DatasetSpec, csv: Path, data_dir: Path, out: Path | None = None, workers: int = 8
 ) -> tuple[Path, JsonDict]:
-    """Measure a training table's actions per robot type; the statistics file and its content.
+    """Measure a table's actions per robot type; the statistics file and its content.
 
     Raises LaryError for a broken action file, or if all are missing.
     """
@@ -250,9 +249,8 @@ class RelativeReport(NamedTuple):
 def split_of(spec: DatasetSpec, table: Path) -> str:
     """The split that a table's name contains; training if it contains none."""
     words = "_" + re.sub(r"[.\-]", "_", table.name) + "_"
-    found = [split for split in SPLIT_NAMES if f"_{split}_" in words or split in table.name]
-    found.sort(key=lambda split: f"_{split}_" not in words)  # whole words first
-    split = found[0] if found else spec.train
+    found = (split for split in SPLIT_NAMES if f"_{split}_" in words or split in table.name)
+    split = min(found, key=lambda split: f"_{split}_" not in words, default=spec.train)  # whole words first
     return split if split in spec.splits else spec.validation if split.endswith("val") else spec.train
 
 

@@ -1,4 +1,4 @@
-"""The frames of a clip that are shown: where something moves, or at equal distances.
+"""The frames of a clip that are shown: where it moves, or at equal distances.
 
 As in the benchmark's MGSampler (arXiv 2104.09952), motion between two frames
 is 1 - SSIM (Wang et al. 2004, 7 x 7 uniform window) of their 224 x 224 gray
@@ -67,10 +67,10 @@ def gray_frames(path: Path) -> Iterator[Pixels]:
 
     for frame in decode_video(path):
         gray = cv2.cvtColor(to_rgb(frame), cv2.COLOR_RGB2GRAY)
-        yield np.asarray(cv2.resize(gray, (SIDE, SIDE)), dtype=np.uint8)
+        yield np.asarray(cv2.resize(gray, (SIDE, SIDE)), np.uint8)
 
 
-def motion_picks(differences: Doubles, count: int = FRAMES) -> Ints:
+def motion_picks(differences: Doubles, count: int) -> Ints:
     """The later frame at each of `count` equal parts of the motion, (count,) int64.
 
     Without any motion, every pick is frame 1, as published.
@@ -78,20 +78,20 @@ def motion_picks(differences: Doubles, count: int = FRAMES) -> Ints:
     with np.errstate(invalid="ignore"):
         roots = np.sqrt(differences)
     if not roots.sum() > 0:
-        return np.ones(count, dtype=np.int64)
+        return np.ones(count, np.int64)
     share = np.cumsum(roots / roots.sum())
     middles = (np.arange(count)[:, None] + 0.5) / count
-    return np.asarray(np.abs(share - middles).argmin(axis=1) + 1, dtype=np.int64)
+    return np.asarray(np.abs(share - middles).argmin(1) + 1, np.int64)
 
 
-def uniform_picks(frames: int, count: int = FRAMES) -> Ints:
+def uniform_picks(frames: int, count: int) -> Ints:
     """The first frame of each of `count` equal parts of a clip, (count,) int64."""
     return (frames / count * np.arange(count)).astype(np.int64)
 
 
-def stored_indices(picks: Iterable[int], count: int = FRAMES) -> tuple[int, ...]:
+def stored_indices(picks: Iterable[int], count: int) -> tuple[int, ...]:
     """The indices of a table: sorted, padded with the last; empty for one frame."""
-    chosen = sorted({int(pick) for pick in picks})
+    chosen = sorted(set(map(int, picks)))
     if chosen in ([], [0]):
         return ()
     return tuple((chosen + [chosen[-1]] * count)[:count])

@@ -1,4 +1,4 @@
-"""The record of a data set: what it shows, what is read from it, and where its files are.
+"""The record of a data set: what it shows and asks, and where its files are.
 
 Loads no heavy library. The benchmark's are in ``catalog.json``, with the reasons
 of fields that need one, from arXiv 2604.11689, section 3 and appendix, and the
@@ -181,7 +181,7 @@ class DatasetSpec:
         found = [name.removeprefix(mark) for name in self.drawn if name.startswith(mark)]
         return tuple(name.replace("_", "-") for name in found if f"{self.validation}_{name}" in self.drawn)
 
-    def roles(self, chosen: str | None = None) -> dict[str, str]:
+    def roles(self, chosen: str | None) -> dict[str, str]:
         """Splits by role: ``train``, ``seen`` (which validates) and any ``unseen``.
 
         `chosen` is one of `split_sets`, or None for the published splits.
@@ -218,9 +218,6 @@ class DatasetSpec:
         return "yes" if all(allowed) else "in part" if any(allowed) else "no"
 
 
-DATASETS: Registry[DatasetSpec] = Registry("data set", group="lary.datasets")
-
-
 def known_records() -> dict[str, DatasetSpec]:
     """The records in LARY_ROOT/data by name, without unreadable ones."""
     files = sorted(file for folder in record_folder for file in folder.glob("*_dataset.json"))
@@ -237,7 +234,7 @@ def _record(file: Path, time: int) -> DatasetSpec | None:
         return None
 
 
-DATASETS.add_source(known_records)
+DATASETS: Registry[DatasetSpec] = Registry("data set", group="lary.datasets", source=known_records)
 
 
 def register_dataset(spec: DatasetSpec) -> DatasetSpec:

@@ -1,4 +1,4 @@
-"""Splits of a data set: finding their tables, drawing them from others, and splitting a table.
+"""Splits of a data set: finding their tables, drawing them, and splitting one.
 
 The paper splits composite actions 70:30, all else 75:25, stratified by class.
 Splits by row are scikit-learn's ``train_test_split``, in its shuffled order.
@@ -84,7 +84,7 @@ def draw_table(spec: DatasetSpec, split: str, root: Path) -> Path:
     elif path.read_bytes() != text.encode():
         raise UsageError(
             f"The table {path} is not what the tables of {' and '.join(rule.sources)} give: remove it to "
-            "have it drawn again, or pass it with --input to use it as it is."
+            "have it drawn again, or pass it with --input."
         )
     return path
 
@@ -106,7 +106,7 @@ def write_split(table: Path, config: SplitConfig) -> SplitReport:
     targets = []
     for given, name in ((config.train, "train_"), (config.val, "val_")):
         if given is None and "all_" not in table.name:
-            raise UsageError(f"Name --train and --val: {table.name} has no 'all_' to replace by their names.")
+            raise UsageError(f"Name --train and --val: {table.name} has no 'all_' to replace.")
         targets.append(given or table.with_name(table.name.replace("all_", name)))
     if len({path.resolve() for path in (*targets, table)}) < 3:
         raise UsageError(f"--train {targets[0]}, --val {targets[1]} and the table {table} must be three files.")
@@ -116,7 +116,7 @@ def write_split(table: Path, config: SplitConfig) -> SplitReport:
     if media is None:
         raise UsageError(f"{table} has neither of the columns src_img and video_path.")
     clips = media in tables.MEDIA_COLUMNS["clip"]
-    labelled = clips if spec is None else isinstance(spec.target, LabelSpace)
+    labelled = isinstance(spec.target, LabelSpace) if spec else clips
     column = config.stratify or (tables.TARGET_COLUMN if labelled else None)
     frame = tables.read_frame(table, needed=[column] if column else [])
     strata = None if column is None else frame[column].tolist()
@@ -126,9 +126,9 @@ def write_split(table: Path, config: SplitConfig) -> SplitReport:
     groups = own_groups(table, config, media)
     if config.by != "row" and not groups:
         known = PATTERNS.get(config.by) or DATASETS.get("human_1st").group_pattern
-        pattern = known if spec is None or config.by == "segment" else spec.group_pattern
+        pattern = known if not spec or config.by == "segment" else spec.group_pattern
         paths = [cell.strip().replace("\\", "/") for cell in frame[media]]
-        paths = paths if spec is None else [tables.usual_cell(spec, path, media) for path in paths]
+        paths = [tables.usual_cell(spec, path, media) for path in paths] if spec else paths
         groups = [tables.matched(pattern, path) or tables.REVERSED.sub("", path) for path in paths]
     how = share, strata, config.seed
     parts = split_groups(groups, *how) if groups else split_rows(len(frame), *how)
@@ -183,7 +183,7 @@ def split_groups(groups: Sequence[str], share: float, strata: Sequence[str] | No
     wanted, taken = share * totals, np.zeros(len(classes))
     order = np.argsort(group_of, kind="stable")
     members_of = np.split(class_of[order], np.cumsum(np.bincount(group_of))[:-1])
-    chosen = np.zeros(len(names), dtype=bool)
+    chosen = np.zeros(len(names), bool)
     for group in np.random.default_rng(seed).permutation(len(names)):
         members, sizes = np.unique(members_of[group], return_counts=True)
         gain = ((2 * (taken[members] - wanted[members]) + sizes) * sizes / totals[members]).sum()

@@ -1,4 +1,4 @@
-"""Tables of samples: reading and validating their CSV, and finding the files that rows name.
+"""Tables of samples: reading and validating CSV, and finding the files of rows.
 
 Both published path forms are read: with the folders ``images/`` and
 ``actions/``, and without them. Messages count rows from 1, and name the line of
@@ -76,7 +76,7 @@ def read_frame(path: Path, limit: int | None = None, needed: Sequence[str] = ())
             if file.read(2) in (b"PK", b"\xff\xfe", b"\xfe\xff"):
                 raise ValueError("it is a spreadsheet or UTF-16; save it as CSV in UTF-8")
         header = arrow.open_csv(path, reading, parsing).schema.names
-        names = [name.strip() for name in header]
+        names = list(map(str.strip, header))
         if len(names) > MOST_COLUMNS:
             raise ValueError(f"it names {len(names)} columns, more than the {MOST_COLUMNS} allowed")
         if len(set(names)) < len(names):
@@ -109,7 +109,7 @@ def read_frame(path: Path, limit: int | None = None, needed: Sequence[str] = ())
 def read_csv(path: Path, needed: Sequence[str] = ()) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a CSV. Raises UsageError: see `read_frame`."""
     frame = read_frame(path, needed=needed)
-    return list(frame.columns), frame.to_numpy(dtype=object).tolist()
+    return list(frame.columns), frame.to_numpy(object).tolist()
 
 
 def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
@@ -132,7 +132,7 @@ def line_of(path: Path, row: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class SampleTable:
-    """The samples of one split, in its table's order; each `Sample` is made when asked for.
+    """The samples of a split, in its table's order; each is made when asked for.
 
     `frame` has all columns as strings, by row of the file, from 0; its paths
     start from `root`.
@@ -181,7 +181,7 @@ class SampleTable:
     def labels(self) -> Ints:
         """Labels (n,) int64: positions in the record's classes. Raises UsageError."""
         position = {name: label for label, name in enumerate(self.spec.labels.classes)}
-        return np.array([position[name] for name in self._columns[TARGET_COLUMN]], dtype=np.int64)
+        return np.array([position[name] for name in self._columns[TARGET_COLUMN]], np.int64)
 
     def groups(self) -> tuple[str, ...]:
         """The episode or video of every sample, n names; without one, its own."""
@@ -192,7 +192,7 @@ class SampleTable:
     def sources(self) -> list[str]:
         """The episode or video of every sample, empty where nothing names it."""
         if self.spec.group_column:
-            return [cell.strip() for cell in self.frame[self.spec.group_column]]
+            return list(map(str.strip, self.frame[self.spec.group_column]))
         return [matched(self.spec.group_pattern, self.shown(at, self._media[0])) for at in range(len(self))]
 
     @property
@@ -253,8 +253,7 @@ class SampleTable:
 
     def _file(self, position: int, column: str) -> Path:
         """The file at the usual path, or the table's where only that exists."""
-        found = places(self.spec, self._columns[column][position], column)
-        paths = [inside(self.root, place) for place in found]
+        paths = [inside(self.root, place) for place in places(self.spec, self._columns[column][position], column)]
         return paths[0] if len(paths) == 1 else next(filter(Path.exists, paths), paths[0])
 
 
@@ -357,7 +356,7 @@ def folder_of(column: str) -> str:
 def matched(pattern: str, path: str) -> str:
     """The first group, or the match, of a pattern in a path; or empty."""
     found = evaluate(pattern, f"/{path}".replace(f"/{IMAGE_FOLDER}/", "/", 1)[1:])
-    return "" if found is None else next(filter(None, (*found.groups(), found[0])), "")
+    return next(filter(None, (*found.groups(), found[0])), "") if found else ""
 
 
 def usual_cell(spec: DatasetSpec, cell: str, column: str) -> str:

@@ -1,4 +1,4 @@
-"""The integrity checker: are the files that the tables name there, whole, and of the right shape.
+"""The integrity checker: are the files of the tables there, whole, and of the right shape.
 
 Worker processes decode the files, which can hang or crash a decoder. A
 manifest of digests lets a later run compare instead. The text report has the
@@ -25,7 +25,7 @@ from lary.data.spec import DATASETS, ActionSpace, DatasetSpec
 from lary.data.splits import find_table
 from lary.files import file_digest, inside, write_json, write_text
 from lary.registry import suggest
-from lary.runtime import log, progress
+from lary.runtime import log, progress, usable_cores
 from lary.settings import Settings
 from lary.types import JsonDict, MediaError, UsageError
 from lary.workers import Answer, NoAnswer, Pool, Question
@@ -45,7 +45,7 @@ PATIENCE = 4
 
 @dataclass(slots=True, eq=False)
 class CheckedFile:
-    """A file that tables name, or a table itself, and the column that names it first.
+    """A file that tables name, or a table, and the first column that names it.
 
     The first of `places` that exists counts; `shape` is the record's (K, A),
     `found` the decoded one.
@@ -105,18 +105,18 @@ def verify(config: CheckConfig, settings: Settings) -> VerifyReport:
     if config.timeout <= 0:
         raise UsageError("--timeout must be above 0 seconds.")
     if config.manifest and config.depth == "headers":
-        raise UsageError("--manifest holds digests of files that were decoded: leave out --depth headers.")
+        raise UsageError("--manifest is of files that were decoded: leave out --depth headers.")
     if not data_dir.is_dir():
         raise UsageError(f"DATA_DIR {data_dir} is no folder.")
     groups = read_groups(config, root, data_dir)
     files = [item for group in groups.values() for item in group.files.values()]
     by_manifest = check_files(config, data_dir, files)
-    for source, target in (pair for group in groups.values() for pair in group.pairs):
-        if source.found and target.found and source.found != target.found:
-            sizes = [f"{width}x{height}" for height, width in (target.found, source.found)]
-            target.status, target.found = "corrupt", None
-            target.reason = f"{sizes[0]} pixels, its source image {source.places[0]} has {sizes[1]}"
     for group in groups.values():
+        for source, target in group.pairs:
+            if source.found and target.found and source.found != target.found:
+                sizes = [f"{width}x{height}" for height, width in (target.found, source.found)]
+                target.status, target.found = "corrupt", None
+                target.reason = f"{sizes[0]} pixels, its source image {source.places[0]} has {sizes[1]}"
         check_frame_numbers(group)
     found = {name: group.report() for name, group in groups.items()}
     report = {
@@ -140,7 +140,7 @@ def read_groups(config: CheckConfig, root: Path, data_dir: Path) -> dict[str, Ch
     for spec in DATASETS:
         names = [spec.integrity_group or spec.name, spec.name]
         known += names
-        paths: dict[str, Path] = {}
+        paths = {}
         for split in spec.splits:
             with suppress(UsageError):
                 paths[split] = find_table(spec, split, root)
@@ -157,7 +157,7 @@ def read_groups(config: CheckConfig, root: Path, data_dir: Path) -> dict[str, Ch
         if name.lower() not in map(str.lower, known):
             raise UsageError(f"There is no group '{name}'.{suggest(name, known)}")
     if not any(table["exists"] for group in found.values() for table in group.tables):
-        raise UsageError(f"There is no table in {root / 'data'} of what is to be checked. Set LARY_ROOT.")
+        raise UsageError(f"{root / 'data'} has no table of what is to be checked. Set LARY_ROOT.")
     return dict(sorted(found.items()))
 
 
@@ -166,9 +166,8 @@ def read_split(group: CheckedGroup, spec: DatasetSpec, split: str, path: Path | 
     name = path.name if path else spec.table_name(split)
     entry = {"name": name, "exists": path is not None, "rows": 0}
     group.tables.append(entry)
-    if path is None:
+    if not path:
         return
-
     try:
         frame = tables.read_frame(path)
     except UsageError as error:
@@ -224,7 +223,7 @@ def rows_problem(path: Path, column: str, rows: Sequence[int], reason: str) -> C
 def check_frame_numbers(group: CheckedGroup) -> None:
     """Report frame numbers behind the end of clips that were decoded."""
     for path, clips, cells in group.frames:
-        wrong = dict[int, str]()
+        wrong = {}
         for row, (clip, cell) in enumerate(zip(clips, cells, strict=True)):
             if clip and clip.found and tables.INDICES.fullmatch(cell):
                 count, last = clip.found[0], max(map(int, cell.split(",")))
@@ -241,16 +240,15 @@ def check_files(config: CheckConfig, data_dir: Path, files: Sequence[CheckedFile
     """
     path = config.manifest or config.output.with_name(f".{config.output.name}.manifest")
     entries, questions = read_digests(path), list[Question]()
-    if entries and config.manifest is None:
+    if entries and not config.manifest:
         log.info("resuming after %d files that an interrupted run found whole", len(entries))
     for item in files:
         name = Path(item.places[0]).relative_to(data_dir).as_posix()
         sha256, _, kind, shape = entries.get(name, (None,) * 4)
         known = kind == item.kind and (item.shape is None or shape == list(item.shape))
-        question = {**asdict(item), "name": name, "sha256": sha256 if known else None}
-        strict = config.manifest is not None and name in entries
-        questions.append({**question, "strict": strict, "whole": config.depth == "decode"})
-    workers = min(config.workers, PER_CORE * (os.cpu_count() or 1), len(files) // FILES_PER_WORKER + 1)
+        question = {"name": name, "sha256": sha256 if known else None, "whole": config.depth == "decode"}
+        questions.append(asdict(item) | question | {"strict": bool(config.manifest and name in entries)})
+    workers = min(config.workers, PER_CORE * usable_cores(), len(files) // FILES_PER_WORKER + 1)
     compared = 0
     write_text(path, digests_text(entries))  # without a line that was torn
     with path.open("a", encoding="utf-8") as stream, progress(len(files), "checking", "file") as bar:
@@ -268,7 +266,7 @@ def check_files(config: CheckConfig, data_dir: Path, files: Sequence[CheckedFile
                 entries[name] = entry
                 stream.write(json.dumps([name, *entry], ensure_ascii=False) + "\n")
                 stream.flush()
-    if config.manifest is None:
+    if not config.manifest:
         path.unlink()
     else:
         write_text(path, digests_text(entries))
@@ -368,7 +366,7 @@ def inspect(path: Path, kind: str, shape: list[int] | None, *, whole: bool) -> l
         for frame in itertools.islice(decode_video(path), None if whole else 1):
             count, height, width = count + 1, frame.height, frame.width
         return [count, height, width] if whole else None
-    if shape is not None and whole:
+    if shape and whole:
         horizon, size = shape
         read_chunk(path, ActionSpace(("",) * size, horizon))
     return shape

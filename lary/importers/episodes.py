@@ -90,7 +90,7 @@ class AtomicRule:
 
         Raises UsageError.
         """
-        axes = tuple(part.strip() for part in options.axes.split(","))
+        axes = tuple(map(str.strip, options.axes.split(",")))
         middle, opens = grip if options.grip is None else options.grip, options.gripper_high == "open"
         return cls(options.threshold, options.reach, axes, middle, opens, options.deltas, options.settle)
 
@@ -105,7 +105,7 @@ def atomic_segments(positions: Values, gripper: Values | None, rule: AtomicRule)
     signs = np.array([1.0 if axis[0] == "+" else -1.0 for axis in rule.axes])
     points = positions[:, columns].astype(np.float64) * signs
     if rule.deltas:  # a displacement shows in the next frame
-        points = np.vstack([np.zeros(3), np.cumsum(points[:-1], axis=0)])
+        points = np.vstack([np.zeros(3), np.cumsum(points[:-1], 0)])
     opened = np.zeros(len(points), bool) if gripper is None else (gripper > rule.grip) == rule.open_high
     segments, start = [], 0
     for before in np.flatnonzero(opened[1:] != opened[:-1]).tolist():
@@ -121,7 +121,7 @@ def _motions(points: Doubles, start: int, last: int, rule: AtomicRule) -> list[S
     found = []
     while start < last:
         moved = points[start + 1 : last + 1] - points[start]
-        far = np.flatnonzero(np.abs(moved).max(axis=1) >= rule.reach)
+        far = np.flatnonzero(np.abs(moved).max(1) >= rule.reach)
         index = int(far[0]) if len(far) else len(moved) - 1
         signs = np.where(np.abs(moved[index]) >= rule.threshold, np.sign(moved[index]), 0).astype(int)
         if signs.any():
@@ -146,9 +146,8 @@ class PairCut:
 
     def segments(self, values: Values) -> list[Segment]:
         """The pairs of an episode with values (T, A)."""
-        starts = range(0, len(values) - self.stride, self.stride)
-        spans = ((start, start + self.stride) for start in starts)
-        return [Segment(start, end, f"action_{start:06d}to{end - 1:06d}.npy") for start, end in spans]
+        step, ends = self.stride, range(self.stride, len(values), self.stride)
+        return [Segment(end - step, end, f"action_{end - step:06d}to{end - 1:06d}.npy") for end in ends]
 
 
 @dataclass(frozen=True)

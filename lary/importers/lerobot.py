@@ -33,7 +33,7 @@ from lary.importers.episodes import (
     find_position,
     import_episodes,
 )
-from lary.importers.lerobot_reader import BOOKKEEPING, Episode, EpisodeVideo, LeRobot
+from lary.importers.lerobot_reader import BOOKKEEPING, Episode, EpisodeVideo, LeRobot, Members
 from lary.importers.records import ImportReport, check_new, pair_record, save_import
 from lary.registry import suggest
 from lary.runtime import log
@@ -63,6 +63,7 @@ class LeRobotImport:
         self.data_dir, self.tables = settings.path("DATA_DIR"), settings.path("LARY_ROOT") / "data"
         self.robot = config.robot or (data.meta.robot_type or "").strip() or "unknown"
         self.cameras = config.camera or (default_camera(data),)
+        named = self.cameras[0] if len(self.cameras) == 1 else self.cameras
         usual = [key for key in ("action", "actions") if key in data.features]
         self.replaces_action = not config.actions and not usual and STATE in data.vectors
         self.actions = config.actions or tuple([STATE] if self.replaces_action else usual[:1] or ["action"])
@@ -89,7 +90,7 @@ class LeRobotImport:
         if len(self.episodes) < 2:
             found = f"has {len(self.episodes)} episodes of more than {shortest} frames"
             raise UsageError(f"{data.folder} {found}; at least two are needed: lower --stride or raise --episodes.")
-        self.members: dict[Path, list[tuple[float, int, int]]] = {}
+        self.members: dict[Path, Members] = {}
         for camera in self.cameras if "{video_key}" in (data.meta.video_path or "") else self.cameras[:1]:
             self.members |= data.members(camera) if self._is_video(camera) else {}
         self._opened = lru_cache(maxsize=1)(lambda path: EpisodeVideo(path, self.members[path], data.fps))
@@ -103,6 +104,8 @@ class LeRobotImport:
         self.licence = read_licence(data, config.licence)
         self.cut: Cut = self._motion_cut() if atomic else pairs
         self.root = self.data_dir / self.cut.task / name
+        self.labels = {"labels": "task"} if config.labels == "task" else {}
+        self.choices = {"camera": named, "actions": self.actions}
 
     def _motion_cut(self) -> MotionCut:
         self.data.fetch(self.data.data_path(episode) for episode in self.episodes)
@@ -193,8 +196,7 @@ class LeRobotImport:
             split = "val" if item.index in self.val else "train"
             own = (found.get(self._folder(camera, item), []) for camera in self.cameras)
             rows += [(split, [*cells, *row]) for part in own for row in part]
-        plugin = self.tables / f"{self.name}_dataset.py"
-        spec = self._record(plugin, len(rows))
+        spec = self._record(self.tables / f"{self.name}_dataset.py", len(rows))
         report = save_import(spec, self.tables, self.data_dir, COLUMNS, rows, failures)
         if isinstance(spec.target, ActionSpace):
             tables = tuple(self.tables / spec.table_name(split) for split in report.rows)
@@ -212,30 +214,24 @@ class LeRobotImport:
         return Path(), 0.0
 
     def _folder(self, camera: str, item: Episode) -> str:
-        short = re.sub(r"[^\w-]+", "_", camera.rsplit(".", 1)[-1])
+        short = re.sub(r"[^\w-]+", "_", camera.rpartition(".")[2])
         return f"ep_{item.index}" if len(self.cameras) == 1 else f"{self.cameras.index(camera)}_{short}/ep_{item.index}"
 
     def _prepare_root(self) -> None:
         """Make the folder of the import. Raises UsageError."""
         cut: JsonDict = {"stride": self.cut.stride} if self.cut.stride else {"atomic": asdict(self.cut)}
-        cut |= {"labels": "task"} if isinstance(self.cut, TaskCut) else {}
-        source = str(self.data.folder.resolve())
-        chosen = {"source": source, "camera": self._camera, "actions": self.actions, **cut}
+        chosen = {"source": str(self.data.folder.resolve()), **self.choices, **cut, **self.labels}
         choices = json.loads(json.dumps(chosen))  # tuples become lists, as in the file
         path, overwrite = self.root / OPTIONS, self.config.overwrite
         if self.root.exists():
             if not path.is_file() or not (overwrite or read_json(path, "list of choices") == choices):
                 raise UsageError(
                     f"{self.root} holds something else, or an import with other choices: choose another --name, or "
-                    "pass --overwrite to replace an import."
+                    "pass --overwrite."
                 )
             if overwrite:
                 shutil.rmtree(self.root)
         write_json(path, choices)
-
-    @property
-    def _camera(self) -> str | tuple[str, ...]:
-        return self.cameras[0] if len(self.cameras) == 1 else self.cameras
 
     def _images(self, camera: str, item: Episode, length: int, wanted: list[int]) -> Iterable[bytes]:
         if not self._is_video(camera):
@@ -258,15 +254,14 @@ class LeRobotImport:
     def _record(self, plugin: Path, samples: int) -> DatasetSpec:
         data, name, stride = self.data, self.name, self.cut.stride
         choices = {
-            "actions": self.actions,
+            **self.choices,
+            **self.labels,
             "atomic": None if stride else asdict(self.cut),
-            "camera": self._camera,
             "dims": self.dims,
             "episodes": [episode.index for episode in self.episodes],
             "licence": asdict(self.licence),
             "robot": self.robot,
             "stride": stride or 1,
-            **({"labels": "task"} if isinstance(self.cut, TaskCut) else {}),
             "val": sorted(self.val),
         }
         words = f"--dataset {name}"
@@ -311,7 +306,7 @@ def default_camera(data: LeRobot) -> str:
         raise UsageError(
             f"{data.folder} has cameras of depth alone: name one with --camera: {', '.join(data.cameras)}."
         )
-    outside = [key for key in cameras if not re.search(r"wrist|hand|gripper", key.rsplit(".", 1)[-1])]
+    outside = [key for key in cameras if not re.search(r"wrist|hand|gripper", key.rpartition(".")[2])]
     return [*outside, *cameras, "observation.image"][0]
 
 

@@ -36,6 +36,8 @@ EXACT = 1 << 24
 """Up to here float32 holds every integer."""
 IMAGE, EPISODE = 1 << 16, 1 << 12
 """Bytes of an image besides pixels, and of an episode's metadata."""
+Members = list[tuple[float, int, int]]
+"""Start, rows and number of the episodes in a video, ascending by start."""
 FIELD = re.compile(r"\{(\w+)(?::(0?\d{1,2}d))?\}")
 
 
@@ -128,7 +130,7 @@ class LeRobot:
         """Distinct names of values of features, made up where there are none."""
         names = list[str]()
         for key in keys:
-            feature, short = self.features[key], key.rsplit(".", 1)[-1]
+            feature, short = self.features[key], key.rpartition(".")[2]
             if feature.size > MOST_VALUES:
                 raise UsageError(f"--actions {key}: {feature.size} values, more than {MOST_VALUES}.")
             own = list(_flat_names(feature.names))
@@ -169,7 +171,7 @@ class LeRobot:
         for key in keys:
             feature = self.features[key]
             try:
-                exact: Any = np.array(rows.column(key).to_pylist(), dtype=np.float64).reshape(episode.length, -1)
+                exact: Any = np.array(rows.column(key).to_pylist(), np.float64).reshape(episode.length, -1)
             except (ValueError, TypeError):
                 exact = np.full(1, np.nan)
             with np.errstate(over="ignore"):
@@ -191,9 +193,9 @@ class LeRobot:
         start = self._number(episode, f"{part}/from_timestamp") if self.version == 3 else 0.0
         return self._file(self.meta.video_path or "{video_path}", episode, part, camera), start
 
-    def members(self, camera: str) -> dict[Path, list[tuple[float, int, int]]]:
-        """Start, rows and number of the episodes in each video, ascending by start."""
-        found: dict[Path, list[tuple[float, int, int]]] = {}
+    def members(self, camera: str) -> dict[Path, Members]:
+        """The episodes in each video of a camera."""
+        found: dict[Path, Members] = {}
         for item in self.episodes:
             with contextlib.suppress(LaryError):  # reading the episode names what is missing
                 path, start = self.video(item, camera)
@@ -261,12 +263,12 @@ def video_times(path: Path) -> tuple[Doubles, FrameTable | None]:
     with opened_video(path) as (container, stream):
         table = scan_packets(container, stream)
         if table:
-            seconds = float(stream.time_base or 0) * np.array(table.stamps, dtype=np.float64)
+            seconds = float(stream.time_base or 0) * np.array(table.stamps, np.float64)
             return seconds, table._replace(packets=())
     stamps = [frame.time for frame in decode_video(path)]
     if None in stamps or sorted(set(stamps)) != stamps:
         raise MediaError(f"The video {path} has no ascending time stamps.")
-    return np.array(stamps, dtype=np.float64), None
+    return np.array(stamps, np.float64), None
 
 
 def frame_numbers(seconds: Doubles, start: float, stamps: Sequence[float], fps: float) -> Ints:
@@ -277,7 +279,7 @@ def frame_numbers(seconds: Doubles, start: float, stamps: Sequence[float], fps: 
     """
     import pandas
 
-    times: Any = start + np.asarray(stamps, dtype=np.float64)
+    times: Any = start + np.asarray(stamps, np.float64)
     near = pandas.Index(seconds).get_indexer(times, method="nearest", tolerance=0.5 / fps)
     if (near < 0).any():
         raise MediaError(f"No frame is shown within half a frame of some row between {times[0]} and {times[-1]} s.")
@@ -287,12 +289,12 @@ def frame_numbers(seconds: Doubles, start: float, stamps: Sequence[float], fps: 
 
 
 class EpisodeVideo:
-    """A video of the episodes `members` (`LeRobot.members`), read forward.
+    """A video and its episodes, read forward.
 
     Raises MediaError.
     """
 
-    def __init__(self, path: Path, members: Sequence[tuple[float, int, int]], fps: float) -> None:
+    def __init__(self, path: Path, members: Members, fps: float) -> None:
         self.path, self.fps = path, fps
         self.seconds, self.table = video_times(path)
         self.frames: Iterator[tuple[int, Any]] = enumerate(decode_video(path))
@@ -329,7 +331,7 @@ class EpisodeVideo:
         try:
             content = next(video_images(self.frames, wanted[:1]))
         except (LaryError, ValueError):  # a damaged picture of an earlier episode has ended the reading
-            if self.table is None:
+            if not self.table:
                 raise
             self.frames = decode_from(self.path, self.table, wanted[0])
             content = next(video_images(self.frames, wanted[:1]))

@@ -86,7 +86,7 @@ def import_trajectories(
     splits = ["train"] * len(pairs)
     if config.share and pairs:
         strata = [row[2] for _, row in pairs] if names is None else None
-        splits = choose_splits([name for name, _ in pairs], strata, config.share, config.seed)
+        splits = choose_splits([name for name, _ in pairs], strata, config)
     robot = [] if config.embodiment is None else [config.embodiment]
     columns = ["src_img", "tgt_img", "action", EMBODIMENT_COLUMN][: 3 + len(robot)]
     rows = [(split, [*row, *robot]) for split, (_, row) in zip(splits, pairs, strict=True)]
@@ -134,10 +134,12 @@ def numbered(path: Path) -> tuple[int, str]:
     return len(path.stem), path.stem
 
 
-def choose_splits(groups: Sequence[str], strata: Sequence[str] | None, share: float, seed: int) -> list[str]:
+def choose_splits(
+    groups: Sequence[str], strata: Sequence[str] | None, config: TrajectoryConfig | VideosConfig
+) -> list[str]:
     """The split of every row, with whole groups. Raises UsageError."""
     splits = np.full(len(groups), "train")
-    splits[split_groups(groups, share, strata, seed)[1]] = "val"
+    splits[split_groups(groups, config.share, strata, config.seed)[1]] = "val"
     return [*splits.tolist()]
 
 
@@ -204,7 +206,7 @@ def import_videos(folder: Path, config: VideosConfig, settings: Settings) -> Imp
     splits = [clip.split for clip in found]
     if found and not splits[0]:
         groups = [clip.group or REVERSED.sub("", clip.path) for clip in found]
-        splits = choose_splits(groups, [clip.label for clip in found], config.share, config.seed)
+        splits = choose_splits(groups, [clip.label for clip in found], config)
     rows = []
     for split, clip in zip(splits, found, strict=True):
         cells = [name, clip.path, ",".join(map(str, clip.indices)), clip.label, clip.group, clip.embodiment]
@@ -222,7 +224,7 @@ def read_clips(folder: Path, config: VideosConfig) -> list[Clip]:
             raise UsageError(f"{config.table} has no column '{column}'; name it with {option}: {', '.join(columns)}.")
     clips, groups = [], own_groups(config.table, config, video) or [""] * len(rows)
     for number, cells in enumerate(rows):
-        row = dict(zip(columns, (cell.strip() for cell in cells), strict=True))
+        row = dict(zip(columns, map(str.strip, cells), strict=True))
         where = f"{config.table}, row {number + 1}"
         split, indices = row.get("split", ""), row.get(INDEX_COLUMN, "")
         if not row[video] or not row[label]:

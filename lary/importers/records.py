@@ -1,4 +1,4 @@
-"""Records of imported data sets, the plug-ins that register them, and their tables.
+"""Records of imported data sets, their plug-ins, and their tables.
 
 A record is JSON, ``LARY_ROOT/data/<name>_dataset.json``, and known by its name
 there: nothing of an imported data set is run as code. The plug-in beside it,
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from lary.data.normalisation import measure_table
 from lary.data.spec import DATASETS, EPISODE, ActionSpace, DatasetSpec, LabelSpace, Normalisation, Split, compiled
 from lary.data.tables import read_table, write_csv
-from lary.files import check_name, inside, parsed, read_json, write_bytes, write_failures
+from lary.files import adapter, check_name, inside, parsed, read_json, write_bytes, write_failures
 from lary.importers.episodes import ATOMIC_CLASSES, MOST_VALUES, Cut, PairCut, TaskCut
 from lary.types import Failure, LaryError, UsageError
 
@@ -21,7 +21,7 @@ class ImportReport(NamedTuple):
     plugin: Path
     rows: Mapping[str, int]
     failures: Sequence[Failure]
-    validating: int = 0
+    validating: int
 
 
 def check_new(name: str, tables: Path) -> str:
@@ -88,9 +88,7 @@ def save_import(
 
 def save_record(spec: DatasetSpec, plugin: Path) -> None:
     """Write a record as JSON, and beside it the plug-in that loads it."""
-    from pydantic import TypeAdapter
-
-    write_bytes(plugin.with_suffix(".json"), TypeAdapter(DatasetSpec).dump_json(spec, indent=1) + b"\n")
+    write_bytes(plugin.with_suffix(".json"), adapter(DatasetSpec).dump_json(spec, indent=1) + b"\n")
     write_bytes(plugin, Path(__file__).with_name("plugin.txt").read_bytes())
 
 
