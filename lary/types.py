@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     import torch
+
+    from lary.arrays import Floats, Ints
 
 JsonDict = dict[str, Any]
 """Fields of a JSON object, or of anything else that goes by names."""
@@ -134,7 +134,7 @@ class LatentSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    def read(self, rows: Sequence[int] | Ints) -> Floats:
         """Tokens of the samples at these positions, (B, *shape) float32."""
         ...
 

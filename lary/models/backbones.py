@@ -213,13 +213,13 @@ class AnyBackbone(NetworkEncoder):
         # V-JEPA 2 takes any number of tubelets.
         size = min(most, length) if hasattr(self._config, "frames_per_clip") else most
         missing = max(length, size) - count
-        clips = torch.cat([clips, *[clips[:, -1:]] * missing], dim=1)
+        clips = torch.cat([clips, *[clips[:, -1:]] * missing], 1)
         last, seen, parts = count + missing - size, 0, list[Any]()
         for start in (*range(0, last, size), last):
             tokens = self._video_tokens(clips[:, start : start + size])
             parts.append(tokens[:, (seen - start) // step :])
             seen = start + size
-        return torch.cat(parts, dim=1)[:, : length // step].flatten(1, 2)
+        return torch.cat(parts, 1)[:, : length // step].flatten(1, 2)
 
     def _video_tokens(self, clips: Tensor) -> Tensor:
         """One window (B, T, 3, H, W) to tokens (B, T / tubelet, N, D)."""

@@ -49,7 +49,7 @@ class _Weightless:
         tokens = self.measure(clips)
         centres = (torch.arange(GRID).to(tokens) + 0.5) * (2 / GRID) - 1
         place = torch.cartesian_prod(centres, centres)  # row and column of each cell's centre
-        return Latents(torch.cat([tokens, place.expand(*tokens.shape[:-1], PLACE)], dim=-1))
+        return Latents(torch.cat([tokens, place.expand(*tokens.shape[:-1], PLACE)], -1))
 
     def measure(self, clips: Tensor) -> Tensor:
         """Clips (B, T, 3, H, W) to tokens (B, P, 64, D - 2)."""
@@ -81,7 +81,7 @@ class FrameDifference(_Weightless):
 
         pairs = neighbour_pairs(clips.to(self._device))
         change = pairs.diff(dim=2).flatten(0, 2)
-        changes = torch.cat([change, change.abs().mean(dim=1, keepdim=True)], dim=1)
+        changes = torch.cat([change, change.abs().mean(1, keepdim=True)], 1)
         tokens = cells(torch.nn.functional.avg_pool2d(changes, self._size // (GRID * FINE)), FINE)
         return tokens.unflatten(0, pairs.shape[:2])
 
@@ -104,13 +104,13 @@ class OpticalFlow(_Weightless):
 
         # OpenCV's types don't know that it makes its own output.
         calculate: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc
-        red, green, blue = clips.cpu().unbind(dim=2)
+        red, green, blue = clips.cpu().unbind(2)
         grey = (red * 0.299 + green * 0.587 + blue * 0.114).round().byte()  # ITU-R BT.601, as in OpenCV
         pairs = neighbour_pairs(grey[:, :, None])
         flow = np.stack([calculate(*pair, None) for pair in pairs.flatten(0, 1).squeeze(2).numpy()])
         field = torch.from_numpy(flow).to(self._device).movedim(-1, 1)  # (B * P, 2, H, W)
         blocks = cells(field, self._size // GRID).reshape(*pairs.shape[:2], GRID * GRID, 2, -1)
-        return torch.cat([blocks.mean(dim=-1), blocks.std(dim=-1, correction=0)], dim=-1)
+        return torch.cat([blocks.mean(-1), blocks.std(-1, correction=0)], -1)
 
 
 @register_model(builtin("random-vit"))

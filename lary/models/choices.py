@@ -7,11 +7,7 @@ from typing import Any
 from lary.models.spec import MODELS, ModelSpec, Preprocess
 from lary.types import BenchmarkProtocol, JsonDict, Media, UsageError
 
-CHOICES = {
-    "latent": "one kind of latent",
-    "layer": "no choice of a layer",
-    "size": "one size of frames",
-}
+CHOICES = {"latent": "one kind of latent", "layer": "no choice of a layer", "size": "one size of frames"}
 """Options that a record takes if it has them, and what others have."""
 OPEN = ("layer", "size")
 """Options that digests leave out where they are None."""
@@ -40,19 +36,17 @@ def with_choices(spec: ModelSpec, *, name: str | None = None, **given: Any) -> M
     if (size := choice.get("size")) is not None:
         if size < 1:
             raise UsageError(f"--size {size}: must be at least 1.")
-        parts = {part: own for part, own in vars(spec).items() if isinstance(own, Preprocess)}
-    for part, own in parts.items():
-        short = own.short_side and round(own.short_side * size / own.size)
-        parts[part] = replace(own, size=size, short_side=short)
+        for part, own in vars(spec).items():
+            if isinstance(own, Preprocess):
+                short = own.short_side and round(own.short_side * size / own.size)
+                parts[part] = replace(own, size=size, short_side=short)
     if name is not None:
         if name in MODELS.names():
             raise UsageError(f"--name {name}: this is the name of another model.")
         if not re.fullmatch(r"\w[\w.+-]{0,99}", name):
             raise UsageError(f"--name {name}: expected letters, digits and . + - _ alone.")
         parts["name"] = name
-    parts["options"] = spec.options | choice
-    parts["options_paper"] = spec.options_paper | choice
-    return replace(spec, **parts)
+    return replace(spec, options=spec.options | choice, options_paper=spec.options_paper | choice, **parts)
 
 
 def deciding_fields(spec: ModelSpec, protocol: BenchmarkProtocol, media: Media) -> JsonDict:

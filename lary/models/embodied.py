@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lary.files import digest, read_json
 from lary.models.networks import NetworkEncoder, built_from, check_frames, transformers_model, with_weights
@@ -72,8 +72,7 @@ class UniVLA(NetworkEncoder):
 
     def encode(self, clips: Tensor) -> Latents:
         check_frames(self._spec, clips, multiple=self._patch, least=2)
-        tokens, codes = self.run_alone(clips)
-        return Latents(tokens[:, 0], codes[:, 0]) if clips.shape[1] == 2 else Latents(tokens, codes)
+        return self.encode_steps(clips)
 
     def features(self, clips: Tensor) -> Tensor:
         """Patch features (B, T, N, 768) of clips, after the backbone's final norm."""
@@ -114,10 +113,8 @@ class VillaX(NetworkEncoder):
 
     def encode(self, clips: Tensor) -> Latents:
         check_frames(self._spec, clips, least=2)
-        tokens, codes = self.run_alone(self.fitted(clips))
-        if clips.shape[1] == 2:
-            return Latents(tokens[:, 0], codes[:, 0, :, None])
-        return Latents(tokens, codes)
+        latents: Any = self.encode_steps(self.fitted(clips))
+        return Latents(latents.tokens, latents.codes[..., None]) if clips.shape[1] == 2 else latents
 
     def run(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         return self.network(clips)

@@ -86,15 +86,13 @@ class ImageEncoder(NetworkEncoder):
         """Clips to tokens (B, T, N, D), class tokens (B, T, D). Raises LaryError."""
         check_frames(self._spec, clips, side=self._side)
         tokens = self.run_alone(mix_planes(clips) if self._mix_planes else clips)
-        cls = tokens[:, :, 0] if self._class_token else None
-        return Latents(tokens[:, :, self._leading :], cls=cls)
+        return Latents(tokens[:, :, self._leading :], cls=tokens[:, :, 0] if self._class_token else None)
 
     def run(self, clips: Tensor) -> Tensor:
         """Clips (B, T, 3, H, W) to all tokens (B, T, leading + N, D)."""
         images = clips.flatten(0, 1)
-        inputs = {"pixel_values": images} if self._patch is None else patch_inputs(images, self._patch)
-        tokens = self._model(**inputs).last_hidden_state
-        return tokens.unflatten(0, clips.shape[:2])
+        inputs = patch_inputs(images, self._patch) if self._patch else {"pixel_values": images}
+        return self._model(**inputs).last_hidden_state.unflatten(0, clips.shape[:2])
 
 
 def image_tower(config: JsonDict) -> JsonDict:

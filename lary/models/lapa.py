@@ -27,7 +27,7 @@ from lary.models.spec import (
 )
 from lary.models.tensors import Layout, Tensors, read_tensors, split_off, weight_layout
 from lary.models.weights import Checkpoint, find_weights
-from lary.nets import CODE_STACKS, code_rows, quantizer_parameters
+from lary.nets import CODE_STACKS, code_rows, each_frame, quantizer_parameters
 from lary.types import JsonDict, Latents, UsageError, WeightsIdentity, as_path
 
 if TYPE_CHECKING:
@@ -118,10 +118,7 @@ class LatentActions(NetworkEncoder):
 
     def encode(self, clips: Tensor) -> Latents:
         check_frames(self._spec, clips, side=self._size, least=2)
-        tokens, codes = self.run_alone(clips)
-        if clips.shape[1] == 2:  # a pair has no axis of latent steps
-            tokens, codes = tokens.squeeze(1), codes.squeeze(1)
-        return Latents(tokens, codes)
+        return self.encode_steps(clips)
 
     def run(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         network = self._network
@@ -137,7 +134,7 @@ class LatentActions(NetworkEncoder):
 
     def embed(self, clips: Tensor) -> Tensor:
         """Clips (B, T, 3, H', W') to embedded frames (B, T, H, W, D)."""
-        return self._network.embed(clips.flatten(0, 1)).unflatten(0, clips.shape[:2])
+        return each_frame(self._network.embed, clips)
 
     def _draw(self, clips: Tensor, latent: Tensor) -> Tensor:
         """Normal values like `latent` (B * P, N, Q), from seed and own frames."""

@@ -58,6 +58,11 @@ class NetworkEncoder:
         check_frames(self._spec, clips, side=self._spec.preprocess.size)
         return Latents(self.run_alone(clips))
 
+    def encode_steps(self, clips: Tensor) -> Latents:
+        """Tokens and codes of `run`, in which a pair has no axis of latent steps."""
+        found = self.run_alone(clips)
+        return Latents(*(part[:, 0] for part in found)) if clips.shape[1] == 2 else Latents(*found)
+
     def run(self, inputs: Tensor) -> Any:
         """The network's tensor, or tensors, for a batch (B, ...)."""
         raise NotImplementedError

@@ -125,9 +125,9 @@ def moving_texture(frames: int, seed: int) -> Pixels:
     """A clip (T, 200, 200, 3) of a moving coarse texture, drawn from the seed."""
     import numpy as np
 
-    coarse = np.random.default_rng(seed).integers(0, 256, (25, 25, 3), dtype=np.uint8)
-    picture = np.kron(coarse, np.ones((8, 8, 1), dtype=np.uint8))
-    return np.stack([np.roll(picture, (5 * step, 3 * step), axis=(0, 1)) for step in range(frames)])
+    coarse = np.random.default_rng(seed).integers(0, 256, (25, 25, 3), np.uint8)
+    picture = np.kron(coarse, np.ones((8, 8, 1), np.uint8))
+    return np.stack([np.roll(picture, (5 * step, 3 * step), (0, 1)) for step in range(frames)])
 
 
 @dataclass

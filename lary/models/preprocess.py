@@ -29,10 +29,7 @@ def prepare(clip: Pixels, preprocess: Preprocess) -> Array:
     """
     import numpy as np
 
-    frames = resize(clip, preprocess)
-    planes = np.empty((len(frames), 3, *frames.shape[1:3]), dtype=np.uint8)
-    to_planes(frames, planes)
-    return normalise(planes, preprocess)
+    return normalise(np.ascontiguousarray(resize(clip, preprocess).transpose(0, 3, 1, 2)), preprocess)
 
 
 def to_planes(frames: Iterable[Pixels], out: Pixels) -> None:
@@ -53,19 +50,14 @@ def normalise(planes: Pixels, preprocess: Preprocess, out: Array | None = None) 
     if preprocess.dtype == "uint8":
         return planes
     if out is None:
-        out = np.empty(planes.shape, dtype=np.float32)
-    scale = np.float32(preprocess.scale)
-    # Plane by plane: the next step finds in the cache what one wrote.
-    for plane, target in zip(
-        planes.reshape(-1, 3, *planes.shape[-2:]), out.reshape(-1, 3, *out.shape[-2:]), strict=True
-    ):
-        for colour, channel, mean, std in zip(plane, target, preprocess.mean, preprocess.std, strict=True):
-            np.copyto(channel, colour)
-            channel /= scale
-            if mean:
-                channel -= np.float32(mean)
-            if std != 1:
-                channel /= np.float32(std)
+        out = np.empty(planes.shape, np.float32)
+    numbers = preprocess.scale, preprocess.mean, preprocess.std
+    scale, mean, std = (np.array(value, np.float32).reshape(-1, 1, 1) for value in numbers)
+    # Frame by frame: the next step finds in the cache what one wrote.
+    for frame, target in zip(planes.reshape(-1, *planes.shape[-3:]), out.reshape(-1, *out.shape[-3:]), strict=True):
+        np.divide(frame, scale, target, dtype=np.float32)
+        target -= mean
+        target /= std
     return out
 
 
@@ -137,7 +129,7 @@ def _resized(frame: Pixels, how: str, height: int, width: int) -> Pixels:
         import cv2
 
         found = cv2.resize(frame, (width, height), interpolation=getattr(cv2, f"INTER_{name.upper()}"))
-        return np.asarray(found, dtype=np.uint8)
+        return np.asarray(found, np.uint8)
     if library == "pil":
         from PIL import Image
 
@@ -147,8 +139,7 @@ def _resized(frame: Pixels, how: str, height: int, width: int) -> Pixels:
 
         planes = torch.from_numpy(np.ascontiguousarray(frame[None])).permute(0, 3, 1, 2).float()
         planes = torch.nn.functional.interpolate(planes, (height, width), mode=name, antialias=True)
-        fitted = planes.round_().clamp_(0, 255).byte()[0].permute(1, 2, 0).contiguous().numpy()
-        return fitted
+        return np.asarray(planes.round_().clamp_(0, 255).byte()[0].permute(1, 2, 0).contiguous())
     if how != "none":
         raise LaryError(f"A record resizes by '{how}', which is no known method: correct its Preprocess.")
     return frame

@@ -15,6 +15,7 @@ from lary.models.networks import NetworkEncoder, built_from, check_frames, with_
 from lary.models.spec import ModelContext, ModelSpec, builtin, library_fields, register_model
 from lary.models.tensors import Tensors, read_tensors, rename_keys, weight_layout
 from lary.models.weights import Checkpoint, find_weights
+from lary.nets import each_frame
 from lary.types import JsonDict, LaryError, Latents, UsageError
 
 if TYPE_CHECKING:
@@ -74,15 +75,16 @@ class WanEncoder(NetworkEncoder):
         arguments = found.config or library_fields(options["config"], "wan2-2")
         network = empty_autoencoder("AutoencoderKLWan", arguments, found.file)
         self._network = with_weights(network, found, lambda: read_renamed(found, "wan2-2"), context.device)
+        config = self._network.config
         # The released file lacks means and deviations of channels.
-        constants = options if found.config is None else self._network.config
+        constants = options if found.config is None else config
         mean, std = (torch.tensor(constants[name], device=context.device) for name in ("latents_mean", "latents_std"))
-        super().__init__(spec, context, found.identity, self._network.config.z_dim)
+        super().__init__(spec, context, found.identity, config.z_dim)
         if not len(mean) == len(std) == self.dim:
             raise LaryError(f"{found.file}: latents_mean and latents_std don't have one value for each of {self.dim}.")
         self._mean, self._scale = mean[:, None, None, None], 1.0 / std[:, None, None, None]
         self._single = options["frames_of_a_pair"] == "as images"
-        self._cell = self._network.config.patch_size * 2 ** (len(self._network.config.dim_mult) - 1)
+        self._cell = config.patch_size * 2 ** (len(config.dim_mult) - 1)
 
     def encode(self, clips: Tensor) -> Latents:
         """Clips (B, T, 3, H, W) in [-1, 1] to tokens (B, P, N, D) float32."""
@@ -90,14 +92,12 @@ class WanEncoder(NetworkEncoder):
         batch, frames = clips.shape[:2]
         single = self._single and frames <= CHUNK
         videos = clips.flatten(0, 1)[:, None] if single else clips
-        latents = self.run_alone(videos.transpose(1, 2))
-        tokens = latents.movedim(1, -1).flatten(2, 3)
+        tokens = self.run_alone(videos.transpose(1, 2)).movedim(1, -1).flatten(2, 3)
         return Latents(tokens.flatten(0, 1).unflatten(0, (batch, -1)).contiguous())
 
     def run(self, videos: Tensor) -> Tensor:
         """Videos (B, 3, T, H, W) to normalised latents (B, D, P, h, w)."""
-        mean = self._network.encode(videos).latent_dist.mode()
-        return (mean - self._mean) * self._scale
+        return (self._network.encode(videos).latent_dist.mode() - self._mean) * self._scale
 
 
 def read_flux(found: Checkpoint) -> Tensors:
@@ -177,10 +177,10 @@ class Rotary:
             with torch.inference_mode(False):  # later passes may have gradients
                 self._tables[key] = self.angles(x)
         sines, cosines = self.angles(x) if compiled else self._tables[key]
-        turned, rest = x.tensor_split([sines.shape[-1]], dim=-1)
+        turned, rest = x.tensor_split([sines.shape[-1]], -1)
         first, second = turned.unflatten(-1, (-1, 2)).unbind(-1)
-        swapped = torch.stack((-second, first), dim=-1).flatten(-2)
-        return torch.cat([turned * cosines + swapped * sines, rest], dim=-1)
+        swapped = torch.stack((-second, first), -1).flatten(-2)
+        return torch.cat([turned * cosines + swapped * sines, rest], -1)
 
     def angles(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Sines and cosines (N, 3 D'): in time, by row, by column."""
@@ -191,7 +191,7 @@ class Rotary:
         speeds = 1.0 / 10000**exponents
         axes = [places[:, None] * speeds for places in type(own).get_position_ids(own, x[:, 0])]
         sines, cosines = ([getattr(axis, name)().repeat(1, 2) for axis in axes] for name in ("sin", "cos"))
-        return torch.cat(sines, dim=-1), torch.cat(cosines, dim=-1)
+        return torch.cat(sines, -1), torch.cat(cosines, -1)
 
 
 @register_model(builtin("vjepa2"))
@@ -209,10 +209,11 @@ class VJepaEncoder(NetworkEncoder):
         options = spec.options_under(context.protocol)
         found = find_weights(spec, context, weight_layout("vjepa2"))
         self._size = spec.preprocessing(context.protocol).size
-        arguments = {**(found.config or library_fields(options["config"], "vjepa2")), "pred_num_hidden_layers": 0}
+        arguments = found.config or library_fields(options["config"], "vjepa2")
         with built_from(found.file, "VJEPA2Model"):
             # The library lays out positions by the size.
-            config = transformers.VJEPA2Config.from_dict({**arguments, "crop_size": self._size})
+            further = {"pred_num_hidden_layers": 0, "crop_size": self._size}
+            config = transformers.VJEPA2Config.from_dict({**arguments, **further})
             network: Any = transformers.VJEPA2Model(config)
         del network.predictor
         self._network = with_weights(network, found, lambda: read_renamed(found, "vjepa2"), context.device)
@@ -231,8 +232,7 @@ class VJepaEncoder(NetworkEncoder):
         check_frames(self._spec, clips, side=self._size, multiple=patch, least=1 if self._repeat else self._tubelet)
         rest = clips.shape[1] % self._tubelet
         if rest and self._repeat:
-            repeated = clips[:, -1:].expand(-1, self._tubelet - rest, *clips.shape[2:])
-            clips = torch.cat([clips, repeated], dim=1)
+            clips = torch.cat([clips, *[clips[:, -1:]] * (self._tubelet - rest)], 1)
         elif rest:
             clips = clips[:, :-rest]
         return Latents(self.run_alone(clips))
@@ -271,7 +271,7 @@ class EfficientNetEncoder(NetworkEncoder):
     def encode(self, clips: Tensor) -> Latents:
         check_frames(self._spec, clips, side=self._spec.preprocess.size)
         # Maps of one frame stay in a CPU's cache, a clip's don't.
-        return Latents(self.run_alone(clips.flatten(0, 1)).unflatten(0, clips.shape[:2]))
+        return Latents(each_frame(self.run_alone, clips))
 
     def run(self, images: Tensor) -> Tensor:
         network = self._network

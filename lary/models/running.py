@@ -108,8 +108,8 @@ class LoadedEncoder:
                 raise
             reason = reason_of(getattr(error, "inner_exception", error))
             raise LaryError(
-                f"--compile: torch can't compile the network for {self.device} ({reason}). Leave the option out, or, "
-                "where a compiler is missing, install one, such as g++."
+                f"--compile: torch can't compile the network for {self.device} ({reason}). Leave the option out, or "
+                "install a missing compiler, such as g++."
             ) from error
         if wrong := self._broken_promise(latents, clips):
             raise LaryError(
@@ -186,7 +186,7 @@ def author_named(spec: ModelSpec) -> Iterator[None]:
         name = getattr(spec.factory, "__module__", None) or ""
         file = getattr(sys.modules.get(name), "__file__", None)
         compiling = type(error).__module__.startswith("torch._dynamo")
-        if file is None or name.startswith("lary.") or compiling or not (place := line_in(Path(file), error)):
+        if not file or name.startswith("lary.") or compiling or not (place := line_in(Path(file), error)):
             raise
         reason = f"{type(error).__name__}: {reason_of(error)}"
         raise LaryError(f"Model '{spec.name}' failed{place}: {reason}.") from error
@@ -270,7 +270,7 @@ def hash_weights(author: object, context: ModelContext) -> str:
     import torch
 
     state, count = hashlib.sha256(), 0
-    files: list[Path] = []
+    files = []
     for name, value in holdings(author):
         if isinstance(value, Path) and value.is_file():
             files.append(value)

@@ -86,13 +86,8 @@ class Weights:
     @property
     def installed(self) -> str | None:
         """The folder of the first package; None where one of them is missing."""
-        folders = []
-        for name in self.packages:
-            found = importlib.util.find_spec(name)
-            if found is None or found.origin is None:
-                return None
-            folders.append(str(Path(found.origin).parent))
-        return folders[0] if folders else None
+        files: list[Any] = [getattr(importlib.util.find_spec(name), "origin", None) for name in self.packages]
+        return str(Path(files[0]).parent) if files and all(files) else None
 
 
 @dataclass(frozen=True)
@@ -258,7 +253,7 @@ def with_tuples(fields: Mapping[str, Any]) -> JsonDict:
 
 
 def library_fields(config: Mapping[str, Any], table: str) -> JsonDict:
-    """Fields of a published configuration under the library's names, and those that it leaves to the code."""
+    """Fields of a published configuration under the library's names, and those left to the code."""
     names, further = (builtin_tables()[part].get(table, {}) for part in ("names", "constants"))
     return {names.get(name, name): value for name, value in config.items()} | further
 
@@ -286,16 +281,14 @@ def locate_weights(spec: ModelSpec, values: Mapping[str, str], override: str | N
         # What doesn't exist can only be a hub id: OWNER/NAME.
         if named.startswith((".", "/", "~")) or path.is_absolute() or named.count("/") != 1:
             source = "--weights" if override else weights.variable
-            raise UsageError(f"Weights of '{spec.name}': {source} points to {named}, which does not exist. Correct it.")
+            raise UsageError(f"Weights of '{spec.name}': {source} points to {named}, which does not exist.")
         return named
     if weights.folder and values.get("MODEL_DIR"):
         folder = as_path(values["MODEL_DIR"]) / weights.folder
         if folder.exists():
             return str(folder)
-    if weights.installed:
-        return weights.installed
-    if weights.hub:
-        return weights.hub
+    if place := weights.installed or weights.hub:
+        return place
     raise UsageError(f"Weights of '{spec.name}' are not here. {remedy(spec, 'them')}")
 
 

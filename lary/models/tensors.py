@@ -137,8 +137,7 @@ def _unpickle(file: Path) -> Any:
             _check_stored(file)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # read, or refused below
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=packed)
-        return content
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=packed)
     except Exception as error:  # hostile or broken files may raise anything
         if others := _names_besides_tensors(file):
             raise LaryError(

@@ -94,7 +94,7 @@ def read_config(folder: Path) -> JsonDict:
     """``config.json`` of a folder of transformers. Raises LaryError."""
     config = read_json(folder / CONFIG, "model configuration")
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise LaryError(f"{folder / CONFIG} has no model_type: it is not the configuration of a transformers model.")
+        raise LaryError(f"{folder / CONFIG} has no model_type: it configures no transformers model.")
     return config
 
 
@@ -197,7 +197,7 @@ def _is_complete(folder: Path, layout: Layout) -> bool:
         return False
 
 
-def fetch_file(repository: str, names: tuple[str, ...], revision: str | None = None) -> Path | None:
+def fetch_file(repository: str, names: tuple[str, ...], revision: str | None) -> Path | None:
     """The folder of the first of some files of a repository, if it has one to give.
 
     Raises UsageError if neither hub nor cache answers.
@@ -215,7 +215,7 @@ def _wanted(names: Sequence[str], layout: Layout) -> list[str]:
     """The needed files of a repository; pickled only without safetensors."""
     if layout.files:
         name = next((name for name in layout.files if name in names), None)
-        return [] if name is None else [name, (Path(name).parent / CONFIG).as_posix()]
+        return [name, (Path(name).parent / CONFIG).as_posix()] if name else []
     for suffix in (".safetensors", ".bin"):
         if any(name.endswith(suffix) for name in names):
             return [CONFIG, f"*{suffix}*"]

@@ -46,6 +46,11 @@ def quantizer_parameters(sizes: Mapping[str, Any]) -> int:
     return int(count)
 
 
+def each_frame(network: Any, clips: Any) -> Any:
+    """Apply a network to every frame by itself: (B, T, ...) to (B, T, ...)."""
+    return network(clips.flatten(0, 1)).unflatten(0, clips.shape[:2])
+
+
 MOST_SEQUENCES = 65_535
 """CUDA's limit for the second axis of a grid of blocks."""
 

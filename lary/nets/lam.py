@@ -22,6 +22,11 @@ LOGIT_SCALE = 8.0
 GROUPS = 32
 
 
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, N, D) to (B, heads, N, D / heads)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
 class ShiftNorm(nn.Module):
     """Layer norm (eps 1e-5) with weight ``gamma`` and a stored shift ``beta``."""
 
@@ -65,10 +70,10 @@ class CosineAttention(nn.Module):
         """
         source = x if context is None else self.context_norm(context)
         parts = (self.to_q(self.norm(x)), *self.to_kv(source).chunk(2, dim=-1))
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        q, k, v = (split_heads(part, self.heads) for part in parts)
         if self.null_kv.shape[1]:
             own = self.null_kv.expand(len(x), -1, -1, -1)
-            k, v = torch.cat([own[:, :, ::2], k], dim=2), torch.cat([own[:, :, 1::2], v], dim=2)
+            k, v = torch.cat([own[:, :, ::2], k], 2), torch.cat([own[:, :, 1::2], v], 2)
         q = F.normalize(q, dim=-1) * self.q_scale
         k = F.normalize(k, dim=-1) * self.k_scale
         mixed = sliced_attention(q, k, v, attn_mask=bias, scale=LOGIT_SCALE)
@@ -79,7 +84,7 @@ class Gated(nn.Sequential):
     """First half times an activation of the second: (..., 2 M) to (..., M)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        value, gate = x.chunk(2, dim=-1)
+        value, gate = x.chunk(2, -1)
         return value * super().forward(gate)  # type: ignore[no-untyped-call]
 
 
@@ -113,7 +118,7 @@ class PlaceConvolution(nn.Module):
         maps = x.reshape(batch * frames, rows, columns, -1).permute(0, 3, 1, 2)
         # One two-dimensional convolution per step back in time: the
         # three-dimensional one is slow where D is large.
-        kernels = self.dsconv.weight.unbind(dim=2)
+        kernels = self.dsconv.weight.unbind(2)
         channels = maps.shape[1]
         out = F.conv2d(maps, kernels[-1], self.dsconv.bias, padding=1, groups=channels).unflatten(0, (batch, frames))
         for back in range(1, min(len(kernels), frames)):
@@ -143,9 +148,8 @@ class GridBias(nn.Module):
         table = self.net((offsets.sign() * torch.log(offsets.abs() + 1.0)).to(weight.dtype))
         sides = torch.arange(side, device=weight.device)
         position = torch.cartesian_prod(sides, sides)
-        down, right = (position[:, None] - position + side - 1).unbind(dim=-1)
-        index = down * (2 * side - 1) + right
-        return table[index].permute(2, 0, 1).contiguous()
+        down, right = (position[:, None] - position + side - 1).unbind(-1)
+        return table[down * (2 * side - 1) + right].permute(2, 0, 1).contiguous()
 
 
 class LaqTransformer(nn.Module):
@@ -210,7 +214,7 @@ class DifferenceQuantizer(nn.Module):
         """Ids of the codebook rows nearest to a latent (B, N, Q), int64 (B, N)."""
         book = self.codebooks
         distances = latent.square().sum(-1, keepdim=True) - 2 * latent @ book.T + book.square().sum(-1)
-        return distances.argmin(dim=-1)
+        return distances.argmin(-1)
 
     def quantized(self, codes: Tensor) -> Tensor:
         """Codebook rows (B, N, Q) of codes (B, N)."""
@@ -263,8 +267,7 @@ class PatchTokens(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H', W') to tokens (B, H, W, D)."""
-        tokens = self.backbone(pixel_values=images).last_hidden_state
-        return tokens[:, self.leading :].unflatten(1, (self.grid, -1))
+        return self.backbone(pixel_values=images).last_hidden_state[:, self.leading :].unflatten(1, (self.grid, -1))
 
 
 class LatentActionModel(nn.Module):
@@ -309,13 +312,12 @@ class LatentActionModel(nn.Module):
     def encode(self, embedded: Tensor) -> tuple[Tensor, Tensor]:
         """Embedded pairs (B, 2, H, W, D) to the tokens (B, H * W, D) of each frame."""
         batch, frames, rows, columns, dim = embedded.shape
-        grid = (batch, frames, rows, columns)
-        sequences = embedded.flatten(0, 1).flatten(1, 2)
+        grid, sequences = (batch, frames, rows, columns), embedded.flatten(0, 1).flatten(1, 2)
         x = self.enc_spatial_transformer(sequences, grid, self.spatial_rel_pos_bias(rows))
         x = x.reshape(batch, frames, -1, dim).transpose(1, 2)  # (B, H * W, T, D)
         # Not in the order of `grid`, as published: see `PlaceConvolution`.
         x = self.enc_temporal_transformer(x.reshape(-1, frames, dim), grid)
-        first, last = x.reshape(batch, -1, frames, dim).unbind(dim=2)
+        first, last = x.reshape(batch, -1, frames, dim).unbind(2)
         return first, last
 
     def latent(self, embedded: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ UniVLA: Bu et al. 2025, arXiv 2505.06111. villa-X: Chen et al. 2025, arXiv
 
 import math
 from collections import OrderedDict
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +14,8 @@ from pydantic import BaseModel, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lary.nets import sliced_attention
-from lary.nets.lam import Gated
+from lary.nets import each_frame, sliced_attention
+from lary.nets.lam import Gated, split_heads
 
 FEATURES = 768
 """Width of the DINOv2 ViT-B features that UniVLA takes, whatever `model_dim` is."""
@@ -37,38 +38,26 @@ def nearest_rows(latent: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     # Above 25 latents, torch would use a matrix product: other rounding.
     exact = "donot_use_mm_for_euclid_dist"
     distances = torch.cdist(latent.flatten(0, -2).float(), codebook.float(), compute_mode=exact)
-    codes = distances.argmin(dim=-1).reshape(latent.shape[:-1])
+    codes = distances.argmin(-1).reshape(latent.shape[:-1])
     rows = codebook[codes]
     if latent.requires_grad:
         rows = rows + (latent - latent.detach())  # adds zero: gradients pass straight through
     return rows.where(latent.isfinite(), latent.to(rows)), codes
 
 
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(B, N, D) to (B, heads, N, D / heads)."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
 def attend_heads(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
     """Attention of queries (B, heads, M, D / heads) to N keys and values: (B, M, D)."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[-2] <= SHORT and not causal:
-        found = torch.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, dim=-1).to(v.dtype) @ v
+        found = torch.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, -1).to(v.dtype) @ v
     else:
         found = sliced_attention(q, k, v, is_causal=causal)
     return found.transpose(1, 2).flatten(2)
 
 
-def among_patches(attention: nn.Module, x: Tensor) -> Tensor:
-    """Attention among the tokens of each frame: (B, T, N, D) to the same shape."""
-    mixed = attention(x.flatten(0, 1))
-    return mixed.unflatten(0, x.shape[:2])
-
-
 def among_frames(attention: nn.Module, x: Tensor) -> Tensor:
     """Causal attention over frames of a token: (B, T, N, D) to the same shape."""
     x = x.transpose(1, 2)
-    mixed = attention(x.flatten(0, 1), causal=True)
-    return mixed.unflatten(0, x.shape[:2]).transpose(1, 2)
+    return each_frame(partial(attention, causal=True), x).transpose(1, 2)
 
 
 def gelu_mlp(dim: int, hidden: int, approximate: str = "none") -> nn.Sequential:
@@ -77,11 +66,11 @@ def gelu_mlp(dim: int, hidden: int, approximate: str = "none") -> nn.Sequential:
     return nn.Sequential(OrderedDict(fc1=first, act=nn.GELU(approximate), fc2=second))
 
 
-def sinusoid(count: int, dim: int, device: Any = None) -> Tensor:
+def sinusoid(count: int, dim: int, device: Any) -> Tensor:
     """Positions (N, D): sine and cosine in turn, frequencies 10000^(-2i/D)."""
     frequencies = torch.exp(torch.arange(0, dim, 2, device=device).float() * -(math.log(10000.0) / dim))
     angles = torch.arange(count, device=device).float()[:, None] * frequencies
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)[:, :dim]
+    return torch.stack([angles.sin(), angles.cos()], -1).flatten(-2)[:, :dim]
 
 
 class UniVLAAttention(nn.Module):
@@ -110,7 +99,7 @@ class UniVLABlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, N, D) to the same shape."""
-        x = x + among_patches(self.spatial_attn, self.norm1(x))
+        x = x + each_frame(self.spatial_attn, self.norm1(x))
         x = x + among_frames(self.temporal_attn, self.norm2(x))
         return x + self.ffn(self.norm3(x))
 
@@ -159,10 +148,9 @@ class UniVLANetwork(nn.Module):
     def encode(self, features: Tensor) -> Tensor:
         """Patch features (B, 2, N, 768) to 8 encoded latents (B, 2, 8, model_dim)."""
         # The same 8 learned tokens precede the patches of every frame.
-        latents = torch.cat([self.action_latent_controllable, self.action_latent], dim=2)
-        x = torch.cat([latents.expand(*features.shape[:2], -1, -1).to(features), features], dim=2)
-        encoded = self.encoder(x)
-        return encoded[:, :, : 2 * CODES]
+        latents = torch.cat([self.action_latent_controllable, self.action_latent], 2)
+        x = torch.cat([latents.expand(*features.shape[:2], -1, -1).to(features), features], 2)
+        return self.encoder(x)[:, :, : 2 * CODES]
 
     def latent(self, encoded: Tensor) -> Tensor:
         """Controllable latents (B, 4, D), from the second frame's output of `encode`."""
@@ -229,7 +217,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, causal: bool = False) -> Tensor:
         """(B, N, D) to the same shape."""
-        q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
+        q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, -1))
         return self.proj(attend_heads(self.q_norm(q), self.k_norm(k), v, causal))
 
 
@@ -253,7 +241,7 @@ class VillaBlock(nn.Module):
         """(B, T, N, D) to the same; `time` (T, 1, D) enters attention over time."""
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.scale_shift_table
         normed = F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
-        x = x + gate * among_patches(self.attn, normed)
+        x = x + gate * each_frame(self.attn, normed)
         x = x + gate * among_frames(self.attn_temp, x if time is None else x + time)
         normed = F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale_mlp) + shift_mlp
         return x + gate_mlp * self.mlp(normed)
@@ -276,10 +264,10 @@ class QueryAttention(nn.Module):
     def weights(self, queries: Tensor, tokens: Tensor) -> Tensor:
         """Softmax weights (B, heads, M, N) of the queries on the tokens."""
         q, k, _ = self._heads(queries, tokens)
-        return torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1]), dim=-1)
+        return torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1]), -1)
 
     def _heads(self, queries: Tensor, tokens: Tensor) -> list[Tensor]:
-        return [split_heads(part, self.heads) for part in (self.q(queries), *self.kv(tokens).chunk(2, dim=-1))]
+        return [split_heads(part, self.heads) for part in (self.q(queries), *self.kv(tokens).chunk(2, -1))]
 
 
 class AttentionPool(nn.Module):
@@ -335,7 +323,7 @@ class VillaEncoder(nn.Module):
     def pool(self, tokens: Tensor) -> Tensor:
         """Tokens (B, T, N, width) to latents (B, T - 1, learned tokens, D)."""
         between = (tokens[:, 1:] + tokens[:, :-1]) / 2
-        return self.map_block(between.flatten(0, 1)).unflatten(0, between.shape[:2])
+        return each_frame(self.map_block, between)
 
 
 class VillaNetwork(nn.Module):
@@ -359,7 +347,7 @@ class VillaNetwork(nn.Module):
         windows = patches.unfold(1, self.window, 1).movedim(-1, 2).contiguous()  # (B, windows, d_t, N, width)
         tokens = self.encoder.tokens(windows.flatten(0, 1)).unflatten(0, (-1, count))
         first, last = self.encoder.pool(tokens[:, 0]), self.encoder.pool(tokens[:, 1:, -2:].flatten(0, 1))
-        return torch.cat([first, last.flatten(0, 1).unflatten(0, (len(clips), -1))], dim=1)
+        return torch.cat([first, last.flatten(0, 1).unflatten(0, (len(clips), -1))], 1)
 
     def forward(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised clips (B, T, 3, H, W) to codebook rows as `latents`, and ids."""
