@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from lary.data.spec import ActionSpace, DatasetSpec, LabelSpace, Split, register_dataset
     from lary.models.running import load_model
     from lary.models.spec import ModelSpec, Preprocess, Weights, register_model
-    from lary.results.compare import load_results, load_samples
+    from lary.results.compare import compare, load_results, load_samples
     from lary.results.report import write_report
-    from lary.runs.api import classify, compare, controls, extract, reconstruct, regress, run, train_lam
+    from lary.runs.api import classify, controls, extract, reconstruct, regress, run, train_lam
     from lary.types import Encoder, Latents
 
 __version__ = "0.2.0"
@@ -26,9 +26,9 @@ _HOMES = {
     "lary.data.spec": ("ActionSpace", "DatasetSpec", "LabelSpace", "Split", "register_dataset"),
     "lary.models.running": ("load_model",),
     "lary.models.spec": ("ModelSpec", "Preprocess", "Weights", "register_model"),
-    "lary.results.compare": ("load_results", "load_samples"),
+    "lary.results.compare": ("compare", "load_results", "load_samples"),
     "lary.results.report": ("write_report",),
-    "lary.runs.api": ("classify", "compare", "controls", "extract", "reconstruct", "regress", "run", "train_lam"),
+    "lary.runs.api": ("classify", "controls", "extract", "reconstruct", "regress", "run", "train_lam"),
     "lary.types": ("Encoder", "Latents"),
 }
 __all__ = [

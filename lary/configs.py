@@ -60,11 +60,11 @@ class Options:
 
     def __init_subclass__(cls) -> None:
         # cyclopts finds the help in annotations; dataclass() reads them below.
-        boxes, own = help_texts()["boxes"], help_texts()["classes"].get(cls.__name__, {})
+        boxes = help_texts()["boxes"]
+        own = help_texts()["classes"].get(cls.__name__, {})
         for name, hint in cls.__annotations__.items():
             full = f"{cls.__name__}.{name}"  # it has two meanings
-            found = (title for title in boxes if {name, full} & boxes[title].keys())
-            box = next(found, "Options")
+            box = next((title for title in boxes if {name, full} & boxes[title].keys()), "Options")
             text = own.get(name) or boxes[box].get(full) or boxes[box].get(name, "")
             group = Group(box, sort_key=list(boxes).index(box))
             cls.__annotations__[name] = Annotated[hint, Parameter(help=text, group=group)]
@@ -295,5 +295,6 @@ def make_options(kind: type[Config], given: Mapping[str, Any], where: str) -> Co
     try:
         return kind(**values)
     except TypeError:
-        needed = [field.name for field in fields(kind) if field.default is MISSING and field.name not in values]
-        raise UsageError(f"{where}: there is no value for {', '.join(needed)}.") from None
+        needed = (field.name for field in fields(kind) if field.default is MISSING)
+        lacking = ", ".join(name for name in needed if name not in values)
+        raise UsageError(f"{where}: there is no value for {lacking}.") from None

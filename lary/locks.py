@@ -81,11 +81,7 @@ def _taken(file: Path) -> filelock.BaseFileLock:
 
 def _sign(file: Path) -> None:
     """Write who holds the lock into its file, unless it is the library's own."""
-    about = {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-    }
+    about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
     try:
         handle = os.open(file, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
         try:

@@ -41,7 +41,8 @@ def clip(config: configs.ClipConfig = configs.ClipConfig(), paths: Paths = Paths
 
 def stats(config: configs.StatsConfig, paths: Paths = Paths()) -> int:
     out, found = paths.call("lary.data.normalisation:write_statistics", config)
-    robots, missing = found["robot_stats"], found["missing_actions"]
+    robots = found["robot_stats"]
+    missing = found["missing_actions"]
     for robot, entry in robots.items():
         print(f"{robot}: {entry['count']} steps")
     print(f"{out}: {len(robots)} robot types, {missing} action files missing")
@@ -49,7 +50,8 @@ def stats(config: configs.StatsConfig, paths: Paths = Paths()) -> int:
 
 
 def relative(config: configs.RelativeConfig, paths: Paths = Paths()) -> int:
-    report, code = paths.call("lary.data.normalisation:write_relative", config), 0
+    report = paths.call("lary.data.normalisation:write_relative", config)
+    code = 0
     for each in report.tables:
         code |= show_failures(each.failures, f"all in {each.listed}")
         failed = len(each.failures)
@@ -59,7 +61,8 @@ def relative(config: configs.RelativeConfig, paths: Paths = Paths()) -> int:
 
 
 def check(config: configs.CheckConfig = configs.CheckConfig(), paths: Paths = Paths()) -> int:
-    report, listed = paths.call("lary.data.verify:verify", config), config.output.with_suffix(".json")
+    report = paths.call("lary.data.verify:verify", config)
+    listed = config.output.with_suffix(".json")
     compared = f", {report.by_manifest} by the manifest" if config.manifest is not None else ""
     print(f"{report.files} files checked{compared}: {report.issues} issues, see {report.output} and {listed}")
     return 1 if report.issues else 0
@@ -147,7 +150,8 @@ def import_videos(folder: Path, config: configs.VideosConfig, paths: Paths = Pat
     settings = paths.settings()
     from lary.importers.plain import import_videos as work
 
-    name, root = config.name or folder.resolve().name, settings.path("LARY_ROOT")
+    name = config.name or folder.resolve().name
+    root = settings.path("LARY_ROOT")
     return show_import(work(folder, config, settings), name, root, "clips", "")
 
 

@@ -22,7 +22,8 @@ def doctor(*, paths: Paths = Paths()) -> int:
     from lary.models.spec import MODELS
     from lary.runtime import memory_bytes, usable_cores
 
-    cores, memory = f"{usable_cores()} of {os.cpu_count()} cores", memory_bytes() / 1e9
+    cores = f"{usable_cores()} of {os.cpu_count()} cores"
+    memory = memory_bytes() / 1e9
     lines = [(False, "cpu", f"{cores}, {memory:.1f} GB of memory")]
     lines.append((False, "torch", f"{torch.__version__}, built for CUDA {torch.version.cuda}"))
     for index in range(torch.cuda.device_count()):
@@ -31,12 +32,15 @@ def doctor(*, paths: Paths = Paths()) -> int:
             works = float((torch.ones(8, device=f"cuda:{index}") * 2).sum()) == 16
             text = f"{torch.cuda.get_device_name(index)}, {free:.1f} of {total:.1f} GB free"
         except RuntimeError as error:
-            works, text = False, f"can't be used: {str(error).partition(chr(10))[0]}"
+            works = False
+            text = f"can't be used: {str(error).partition(chr(10))[0]}"
         lines.append((not works, f"cuda:{index}", text))
     if torch.backends.mps.is_available():
         lines.append((False, "mps", "Metal: pass --device mps"))
     for name, value in settings.values().items():
-        path, origin, folder = Path(value), settings.items[name].origin, VARIABLES[name].folder
+        path = Path(value)
+        origin = settings.items[name].origin
+        folder = VARIABLES[name].folder
         broken = path.exists() and (not os.access(path, os.R_OK) or (folder and not path.is_dir()))
         if broken:
             text = "can't be used"
@@ -47,7 +51,8 @@ def doctor(*, paths: Paths = Paths()) -> int:
         elif not folder and value.count("/") == 1 and not path.is_absolute():
             text = "no file here: taken for a hub id"
         else:  # commands make the folders that they write to
-            broken, text = name not in ("LARY_LA_DIR", "LARY_LOG_DIR") and origin != "default", "does not exist"
+            broken = name not in ("LARY_LA_DIR", "LARY_LOG_DIR") and origin != "default"
+            text = "does not exist"
         lines.append((broken, name, f"{value} ({origin}): {text}"))
     absent = [model.name for model in MODELS if not weights_state(model, settings.values())[0]]
     text = f"not on this machine: {', '.join(absent)}; 'lary models KEY' prints what to set" if absent else "found"
@@ -147,14 +152,20 @@ def board(folder: Path, *, out: Path = Path("board")) -> int:
 
 def compare(*results: Path, role: Literal["seen", "unseen"] = "seen", seed: int = 0, json: Path | None = None) -> None:
     from lary.files import write_json
-    from lary.results.compare import compare_results
+    from lary.results.compare import compare as work
 
-    found = compare_results(results, role, seed)
+    found = work(*results, role=role, seed=seed)
     print(found.text())
     if json is not None:
         rows = [
-            {"other": str(each.other.folder), "gain": each.gain.model_dump()}
-            | {name: getattr(each, name) for name in ("p", "single", "samples", "groups")}
+            {
+                "other": str(each.other.folder),
+                "gain": each.gain.model_dump(),
+                "p": each.p,
+                "single": each.single,
+                "samples": each.samples,
+                "groups": each.groups,
+            }
             for each in found.differences
         ]
         write_json(json, {"first": str(found.first.folder), "role": role, "differences": rows})

@@ -61,8 +61,7 @@ def train_lam(config: TrainLamConfig, settings: Settings) -> JsonDict:
             launch(train_member, (config, settings, loaded_plugins()), devices)
         else:
             train_member(config, settings, (), Team(), devices[0])
-    record: JsonDict = read_json(config.out / RECORD, "record of the training")
-    return record
+    return dict(read_json(config.out / RECORD, "record of the training"))
 
 
 def training_name(config: TrainLamConfig, varied: Iterable[str]) -> str:
@@ -70,7 +69,8 @@ def training_name(config: TrainLamConfig, varied: Iterable[str]) -> str:
     from lary.models.spec import MODELS, builtin
 
     spec = MODELS.get(config.backbone)
-    own, base = spec.options.get("network"), builtin("dinov3").options["network"]
+    own = spec.options.get("network")
+    base = builtin("dinov3").options["network"]
     sizes = own or base | {"code_seq_len": None}
     rate = re.sub(r"\.?0*e(-?)\+?0*(?=\d)", r"e\1", f"{config.rate(spec.ablation):e}")
     parts = {
@@ -94,21 +94,17 @@ def is_trained(config: TrainLamConfig) -> bool:
     if not (config.out / RECORD).is_file():
         return False
     record = read_json(config.out / RECORD, "record of the training")
-    given = json.loads(json.dumps(asdict(config), default=str)).items()
-    wanted = {name: value for name, value in given if value is not None and name not in NOT_DECIDING}
+    given = json.loads(json.dumps(asdict(config), default=str))
+    wanted = {name for name in given.keys() - NOT_DECIDING if given[name] is not None}
     try:
         done = record["finished"] and record["steps"] == config.steps
-        return bool(done and wanted.items() <= record["options"].items())
+        return bool(done and all(record["options"][name] == given[name] for name in wanted))
     except (LookupError, TypeError, AttributeError):
         return False
 
 
 def train_member(
-    config: TrainLamConfig,
-    settings: Settings,
-    plugins: tuple[Path, ...],
-    team: Team,
-    device: str,
+    config: TrainLamConfig, settings: Settings, plugins: tuple[Path, ...], team: Team, device: str
 ) -> None:
     """Work of each process of a training."""
     from lary.lam.data import open_mixture
@@ -134,10 +130,8 @@ def train_member(
         from lary.lam.features import FeaturePairs
 
         pairs = FeaturePairs(pairs, backbone, settings.path("LARY_LA_DIR") / "features", device)
-    title, tracker = (
-        f"training on {backbone.spec.name}",
-        config.tracker if team.leads else "none",
-    )
+    title = f"training on {backbone.spec.name}"
+    tracker = config.tracker if team.leads else "none"
     with (
         closing(pairs),  # frees its readers
         progress(config.steps, title, "step") if team.leads else nullcontext() as bar,

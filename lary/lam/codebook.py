@@ -41,15 +41,12 @@ def replacement_due(step: int) -> bool:
 
 @torch.no_grad()
 def replace_published(
-    codebook: Tensor,
-    used: Tensor,
-    batch: int,
-    permute: Draw = torch.randperm,
-    normal: Draw = torch.randn,
+    codebook: Tensor, used: Tensor, batch: int, permute: Draw = torch.randperm, normal: Draw = torch.randn
 ) -> None:
     """Overwrite rows (K, Q) unused by `batch` samples with copies, as published; clears `used`, int64 (K,)."""
     idle = used.float() / batch < LEAST
-    free, kept = idle.nonzero().flatten(), (~idle).nonzero().flatten()
+    free = idle.nonzero().flatten()
+    kept = (~idle).nonzero().flatten()
     used.zero_()
     if not len(kept):
         codebook += 1e-12 * normal(codebook.shape).to(codebook)
@@ -104,9 +101,11 @@ class CorrectedRule(PublishedRule):
         places, width = latents.shape[1:]
         samples = latents.new_tensor([len(latents)])
         team.add(samples)
-        whole, draw = int(samples) * places, seeded(self.seed, step)
+        whole = int(samples) * places
+        draw = seeded(self.seed, step)
         picks = torch.randperm(whole, generator=draw).repeat(-(-count // whole))[:count]
-        sample, rows = picks // places, latents.new_zeros(count, width)
+        sample = picks // places
+        rows = latents.new_zeros(count, width)
         mine = sample % team.size == team.rank  # as `Team.share`
         rows[mine] = latents[sample[mine] // team.size, picks[mine] % places]
         team.add(rows)
@@ -124,7 +123,9 @@ class Monitor:
     """Signals of a model's health on raw held-out pairs (M, 2, ...), `batch` at once."""
 
     def __init__(self, embed: Callable[..., Any], pairs: Tensor, batch: int, seed: int) -> None:
-        self._embed, self._pairs, self._seed = embed, pairs, seed
+        self._embed = embed
+        self._pairs = pairs
+        self._seed = seed
         # Tokens of another pair need two pairs in a part.
         self._parts = -(-len(pairs) // max(2, min(batch, len(pairs))))
         still = (pairs[:, 0] == pairs[:, 1]).flatten(1).all(dim=1)
@@ -134,7 +135,9 @@ class Monitor:
     def measure(self, network: Any) -> dict[str, Any]:
         """All signals, as means."""
         sums = Counter[str]()
-        latents, codes, draw = [], [], seeded(self._seed, "monitor")
+        latents = []
+        codes = []
+        draw = seeded(self._seed, "monitor")
         for part in self._pairs.tensor_split(self._parts):
             found, own, _ = compare_tokens(network, self._embed, part, draw)
             sums.update(own)
@@ -144,20 +147,14 @@ class Monitor:
         book = network.vq.codebooks.detach().float().cpu()
         row = _codes(torch.cat(codes), book) | _latents(torch.cat(latents), mean["length"])
         row |= {f"loss_{name}": mean[name] for name in LOSSES}
-        gaps = {}
-        for name in ("hard", "continuous"):
-            gaps[f"gap_{name}"] = mean[f"other_{name}"] / mean[name] - 1
-        return (
-            row
-            | gaps
-            | {
-                "gap": max(gaps.values()),
-                "quantisation_error": mean["error"] / mean["length"],
-                "static_ratio": mean["still"] / mean["length"],
-                "margin": 1 - mean["noise"] / mean["copy"],
-                "static_pairs": self._static,
-            }
-        )
+        gaps = {f"gap_{name}": mean[f"other_{name}"] / mean[name] - 1 for name in LOSSES[2:]}
+        row |= gaps
+        row["gap"] = max(gaps.values())
+        row["quantisation_error"] = mean["error"] / mean["length"]
+        row["static_ratio"] = mean["still"] / mean["length"]
+        row["margin"] = 1 - mean["noise"] / mean["copy"]
+        row["static_pairs"] = self._static
+        return row
 
 
 @torch.no_grad()
@@ -169,7 +166,8 @@ def compare_tokens(
     Returns the forward pass, sums of errors and lengths, predictions.
     """
     embedded, pixels = embed(network, pairs)
-    latent, first = network.latent(embedded).float(), embedded[:, 0]
+    latent = network.latent(embedded).float()
+    first = embedded[:, 0]
     noise = torch.randn(latent.shape, generator=draw).to(latent)
     found = network(embedded, pixels, noise, latent)
     hard = network.vq.quantized(found.codes)
@@ -181,9 +179,8 @@ def compare_tokens(
         pictures[name] = network.decode(first, network.vq.tokens(rows))
         others = network.vq.tokens(rows.roll(1, 0))
         pictures[f"other_{name}"] = network.decode(first, others)
-    sums = {}
-    for name, rows in (("error", latent - hard), ("length", latent), ("still", same)):
-        sums[name] = float(rows.norm(dim=-1).double().mean(dim=1).sum())
+    lengths = {"error": latent - hard, "length": latent, "still": same}
+    sums = {name: float(rows.norm(dim=-1).double().mean(dim=1).sum()) for name, rows in lengths.items()}
     for name, picture in pictures.items():
         error = (picture.float() - found.target.float()).square().flatten(1).mean(dim=1)
         sums[name] = float(error.double().sum())
@@ -192,7 +189,8 @@ def compare_tokens(
 
 def codebook_use(counts: Tensor) -> dict[str, Any]:
     """Use of a codebook by counts (K,) of its codes."""
-    size, shares = len(counts), counts.double() / counts.sum()
+    size = len(counts)
+    shares = counts.double() / counts.sum()
     used = int((shares >= LEAST / size).sum())
     perplexity = float(torch.special.entr(shares).sum().exp())
     return {
@@ -217,11 +215,7 @@ def _latents(latents: Tensor, length: float) -> dict[str, Any]:
     spread = float(centred.square().sum(dim=-1).mean().sqrt())
     values = torch.linalg.eigvalsh(centred.T @ centred).clamp(min=0).sqrt()
     rank = float(torch.special.entr(values / values.sum().clamp(min=1e-30)).sum().exp())
-    return {
-        "latent_length": length,
-        "latent_spread": spread / length,
-        "latent_rank": rank,
-    }
+    return {"latent_length": length, "latent_spread": spread / length, "latent_rank": rank}
 
 
 ALARMS: dict[str, tuple[Callable[[float, float], bool], float, str]] = {
@@ -233,20 +227,13 @@ ALARMS: dict[str, tuple[Callable[[float, float], bool], float, str]] = {
 
 def verdict(row: dict[str, Any]) -> dict[str, Any]:
     """The verdict on signals: ``state`` (healthy, warning, collapsed), ``alarms``, ``text``."""
-    found = {}
-    for name, (wrong, limit, text) in ALARMS.items():
-        if wrong(row[name], limit):
-            found[name] = text
+    found = {name: text for name, (wrong, limit, text) in ALARMS.items() if wrong(row[name], limit)}
     state = "warning" if found else "healthy"
     if row["perplexity"] <= COLLAPSED < row["codes"]:
         state = "collapsed"
     good = "perplexity {perplexity:.2f} of {codes} codes, margin {margin:.0%}"
     text = "; ".join(found.values()) or good
-    return {
-        "state": state,
-        "alarms": [*found],
-        "text": f"{state}: {text.format(**row)}",
-    }
+    return {"state": state, "alarms": [*found], "text": f"{state}: {text.format(**row)}"}
 
 
 def code_entropy(latents: Tensor, codebook: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from itertools import count, islice
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,7 +80,7 @@ class PairUnit:
 
 
 class PairSource:
-    """Units of one data set or folder, made by `unit`; whole groups are held out, image pairs have no distance."""
+    """Units of a data set or folder, made by `unit`; whole groups are held out."""
 
     def __init__(
         self,
@@ -92,7 +93,10 @@ class PairSource:
     ) -> None:
         if not groups:
             raise UsageError(f"There are no pairs in {name}: it has no images, videos or rows for it.")
-        self.name, self.weight, self.unit, self._about, self.count = name, weight, unit, about, len(groups)
+        self.name = name
+        self.weight = weight
+        self.unit = unit
+        self._about, self.count = about, len(groups)
         self.distance = None if distance is None else parse_distance(distance, name)
         counts, held, pairs = Counter(groups), set[str](), 0
         names = sorted(counts, key=digest)  # the same on every machine
@@ -110,7 +114,7 @@ class PairSource:
 
     def manifest(self) -> JsonDict:
         """Ids, groups, digests and licences of what is trained on."""
-        units = [self.unit(position) for position in self.units.tolist()]
+        units = list(map(self.unit, self.units.tolist()))
         files = [unit.paths[0] for unit in units[:: -(-len(units) // MOST_DIGESTS)]]
         own = {name: getattr(self, name) for name in ("name", "weight", "distance", "groups")}
         content = sorted({*in_threads(content_digest, files, THREADS, batch=16)} - {""})
@@ -127,7 +131,8 @@ def table_source(table: SampleTable, distance: str | None, weight: float, exclud
         sample = table[position]
         paths = tuple(map(str, table.media_path(sample)))
         # Not the whole video: other splits may have their spans in it.
-        low, high = min(sample.frame_index, default=0), max(sample.frame_index, default=-1)
+        low = min(sample.frame_index, default=0)
+        high = max(sample.frame_index, default=-1)
         return PairUnit(sample.id, paths, low, high - low + 1)
 
     if distance and spec.media == "pair":
@@ -159,25 +164,18 @@ def folder_source(folder: Path, distance: str | None, weight: float) -> PairSour
 class PairMixture:
     """Pairs (2, 3, size, size) uint8 of several sources, by global sample numbers. Raises UsageError."""
 
-    def __init__(
-        self,
-        parts: Sequence[PairSource],
-        seed: int,
-        size: int,
-        *,
-        workers: int | None = None,
-        seconds: float = 60.0,
-    ) -> None:
+    def __init__(self, parts: Sequence[PairSource], seed: int, size: int, *, workers: int | None = None) -> None:
         total = sum(part.weight for part in parts)
-        if not parts or min(part.weight for part in parts) < 0 or not 0 < total < float("inf"):
+        if not parts or min(part.weight for part in parts) < 0 or not 0 < total < inf:
             raise UsageError("A mixture needs weights that are not negative and not all 0.")
-        self.parts, self.seed, self.ordered = list(parts), seed, False
+        self.parts = list(parts)
+        self.seed = seed
+        self.ordered = False
         self.weights = [part.weight / total for part in parts]
         # A hash, as samples of seeds 0 and 1 would else be the same, one apart.
         self._seed = int(digest("pairs", str(seed), length=8), 16)
         self.preprocess = Preprocess(size=size, resize="pil_bilinear", reader="pil")
         self._workers = workers or max(1, min(MOST_WORKERS, usable_cores()))
-        self._seconds = seconds
         self._stream: Generator[Tensor, None, None] | None = None
         self._next: tuple[int, ...] = ()
         self._last: tuple[int, ...] = ()
@@ -209,7 +207,7 @@ class PairMixture:
 
     def ids(self, numbers: Sequence[int]) -> list[str]:
         """Names of samples, such as ``robot_1st:train/0123abcd/7-12``."""
-        picked = [self.pick(number) for number in numbers]
+        picked = map(self.pick, numbers)
         return [f"{part.name}/{unit.id}/{first}-{last}" for part, unit, (first, last) in picked]
 
     def heldout(self, pairs: int) -> Tensor:
@@ -253,15 +251,16 @@ class PairMixture:
                 yield Batch(0, rows, rows, [each for each, _ in both], [paths for _, paths in both])
 
         waiting: list[Sequence[int]] = []
-        with idle_readers(self._workers) as readers:
-            read = readers.read(planned(), self.preprocess, size, 2, self._seconds)
-            with closing(read):
-                for batch in read:
-                    numbers = waiting.pop(0)
-                    found = torch.from_numpy(batch.clips.copy())
-                    for row, reason in batch.problems.items():
-                        found[row] = torch.from_numpy(self._instead(numbers[row], reason, heldout))
-                    yield found
+        with (
+            idle_readers(self._workers) as readers,
+            closing(readers.read(planned(), self.preprocess, size, 2, seconds=60.0)) as read,
+        ):
+            for batch in read:
+                numbers = waiting.pop(0)
+                found = torch.from_numpy(batch.clips.copy())
+                for row, reason in batch.problems.items():
+                    found[row] = torch.from_numpy(self._instead(numbers[row], reason, heldout))
+                yield found
 
     def _instead(self, number: int, reason: str, heldout: bool) -> np.ndarray:
         """The next readable pair, in place of another."""
@@ -278,9 +277,10 @@ class PairMixture:
 
 def parse_distance(text: str, name: str) -> tuple[int, int]:
     """The range of ``10-20``, or of ``10`` as published: 10 to 15. Raises UsageError."""
-    match = DISTANCE.fullmatch(text)
-    low = int(match[1]) if match else 0
-    high = int(match[2] or 1.5 * low) if match else 0
+    low = high = 0
+    if match := DISTANCE.fullmatch(text):
+        low = int(match[1])
+        high = int(match[2] or 1.5 * low)
     if not 0 < low <= high:
         raise UsageError(f"--distance {text} of {name}: expected frames, such as 10 or 10-15, of at least 1.")
     return low, high
@@ -297,26 +297,20 @@ def open_mixture(
     exclude: bool = True,
     workers: int | None = None,
 ) -> PairMixture:
-    """The mixture of `open_source` of each name; a single distance is that of all. Raises UsageError."""
+    """The mixture of these sources; a single distance is that of all. Raises UsageError."""
     distances = [*distances] * (len(names) if len(distances) == 1 else 1)
     for option, given in (("weight", weights), ("distance", distances)):
         if len(given) not in (0, len(names)):
             raise UsageError(f"--{option}: there are {len(given)} for {len(names)} data sets; give one for each.")
-    all_given = zip(names, weights or [1.0] * len(names), distances or [""] * len(names), strict=True)
-    parts = [
-        open_source(name, settings, weight=weight, distance=distance or None, exclude=exclude)
-        for name, weight, distance in all_given
-    ]
+    each = zip(names, distances or [""] * len(names), weights or [1.0] * len(names), strict=True)
+    parts = [open_source(name, settings, distance or None, weight, exclude=exclude) for name, distance, weight in each]
     return PairMixture(parts, seed, size, workers=workers)
 
 
 def open_source(
-    name: str, settings: Settings, *, weight: float = 1.0, distance: str | None = None, exclude: bool = True
+    name: str, settings: Settings, distance: str | None, weight: float = 1.0, *, exclude: bool
 ) -> PairSource:
-    """The source of ``KEY``, ``KEY:SPLIT`` or a folder. Raises UsageError.
-
-    `exclude` drops groups of other splits.
-    """
+    """The source of ``KEY``, ``KEY:SPLIT`` or a folder; `exclude` drops groups of other splits. Raises UsageError."""
     key, _, split = name.partition(":")
     if key not in DATASETS.names():
         folder = as_path(name)
@@ -324,8 +318,7 @@ def open_source(
             return folder_source(folder, distance, weight)
         raise UsageError(f"--dataset {name}: it is neither a folder nor a data set.{suggest(key, DATASETS.names())}")
     spec = DATASETS.get(key)
-    chosen = spec.split_sets[0] if exclude and spec.split_sets else None
-    roles = spec.roles(chosen)
+    roles = spec.roles(spec.split_sets[0] if exclude and spec.split_sets else None)
     train = roles.pop("train")
     table = _table(spec, split or train, settings)
     if not exclude:

@@ -13,14 +13,7 @@ from torch.nn import functional as F
 from lary.lam.configs import TrainLamConfig
 from lary.models.lapa import load_features
 from lary.models.running import build
-from lary.models.spec import (
-    MODELS,
-    ModelContext,
-    ModelSpec,
-    Preprocess,
-    builtin,
-    locate_weights,
-)
+from lary.models.spec import MODELS, ModelContext, ModelSpec, Preprocess, builtin, locate_weights
 from lary.models.tensors import Layout, read_tensors
 from lary.models.weights import Checkpoint, random_weights
 from lary.nets import CODE_STACKS, code_rows
@@ -68,7 +61,8 @@ class TrainableModel(LatentActionModel):
     def decode(self, first: Tensor, tokens: Tensor) -> Tensor:
         """Predict second frames from embedded first ones (B, H, W, D), which get no gradient, and tokens."""
         batch, rows, columns, _ = first.shape
-        bias, grid = self.spatial_rel_pos_bias(rows), (batch, 1, rows, columns)
+        bias = self.spatial_rel_pos_bias(rows)
+        grid = (batch, 1, rows, columns)
         x = self.dec_spatial_transformer(first.detach().flatten(1, 2), grid, bias, tokens)
         if not self.patch:
             return torch.unflatten(x, 1, (rows, columns))
@@ -80,13 +74,7 @@ class TrainableModel(LatentActionModel):
         """Pairs (B, 2, 3, H', W') to tokens (B, 2, H, W, D)."""
         return torch.unflatten(self.embed(pairs.flatten(0, 1)), 0, pairs.shape[:2])
 
-    def forward(
-        self,
-        embedded: Tensor,
-        pixels: Tensor | None,
-        noise: Tensor,
-        latent: Tensor | None = None,
-    ) -> Forward:
+    def forward(self, embedded: Tensor, pixels: Tensor | None, noise: Tensor, latent: Tensor | None = None) -> Forward:
         """Encode, quantize and decode embedded pairs (B, 2, H, W, D); `noise` (B, N, Q) is standard-normal."""
         if latent is None:
             latent = self.latent(embedded).float()
@@ -125,17 +113,13 @@ class FrozenBackbone:
 
 
 def open_backbone(config: TrainLamConfig, settings: Settings, device: str) -> FrozenBackbone:
-    """The backbone of options, of the LAQ family or with a square of cells per frame. Raises LaryError, UsageError."""
-    spec, asked, values = MODELS.get(config.backbone), config.weights, settings.values()
+    """The backbone that options name. Raises LaryError, UsageError."""
+    spec = MODELS.get(config.backbone)
+    asked = config.weights
+    values = settings.values()
     family = "features" in spec.options
     side = config.image_size or spec.preprocess.size
-    preprocess = replace(
-        spec.preprocess,
-        size=side,
-        short_side=None,
-        resize="pil_bilinear",
-        reader="pil",
-    )
+    preprocess = replace(spec.preprocess, size=side, short_side=None, resize="pil_bilinear", reader="pil")
     base = (spec if family else builtin("dinov3")).options["network"]
     same = ("codebook_size", "quant_dim", "heads", "dim_head", "dim", "patch_size")
     given = {name: getattr(config, name) for name in same}
@@ -143,7 +127,7 @@ def open_backbone(config: TrainLamConfig, settings: Settings, device: str) -> Fr
     given |= {"code_seq_len": config.code_length, "image_size": side}
     sizes = base | {name: value for name, value in given.items() if value is not None}
     pixels = sizes.get("patch_input")
-    for name in ("weights",) if pixels else ("dim", "patch_size"):
+    for name in ["weights"] if pixels else ["dim", "patch_size"]:
         if (value := getattr(config, name)) is not None:
             raise UsageError(f"--{name.replace('_', '-')} {value}: '{spec.name}' takes none; leave it out.")
     if pixels:
@@ -153,19 +137,20 @@ def open_backbone(config: TrainLamConfig, settings: Settings, device: str) -> Fr
         found = Checkpoint((Path(spec.name),), None, WeightsIdentity())
         if asked == RANDOM:
             found = random_weights(0)
-        if asked not in (None, RANDOM) and spec.backbone and spec.backbone.variable:
-            values = {**values, spec.backbone.variable: str(asked)}
+        elif asked is not None and spec.backbone and spec.backbone.variable:
+            values = values | {spec.backbone.variable: asked}
         grid = int(side / sizes["patch_size"])
         module, own = load_features(spec, spec.options["features"], found, {}, values, grid)
         module.to(device).eval().requires_grad_(False)
-        identity = found.identity if found.seed is not None else WeightsIdentity(own)
+        identity = WeightsIdentity(own) if found.seed is None else found.identity
 
         def encode(pairs: Tensor) -> Tensor:
             return torch.unflatten(module(pairs.flatten(0, 1)), 0, pairs.shape[:2])
     else:
         place = locate_weights(spec, values, asked)
         encoder = build(spec, ModelContext(device, "corrected", place, settings=values))
-        module, identity = encoder.module.requires_grad_(False), encoder.identity
+        module = encoder.module.requires_grad_(False)
+        identity = encoder.identity
 
         def encode(pairs: Tensor) -> Tensor:
             tokens = encoder.encode(pairs).tokens  # (B, 2, N, D)
@@ -181,14 +166,11 @@ def open_backbone(config: TrainLamConfig, settings: Settings, device: str) -> Fr
         if len(shape) != 5 or shape[1] != 2 or shape[2] != shape[3] or shape[2] < 2:
             raise LaryError(f"its features of a pair have shape {tuple(shape)}, not a square per frame")
     except (LaryError, RuntimeError, ValueError, IndexError) as error:
-        raise UsageError(
-            f"--backbone {spec.name}: nothing can be trained on it at {side} x {side} pixels, "
-            f"since {str(error).rstrip('.')}."
-        ) from error
+        why = f"nothing can be trained on it at {side} x {side} pixels, since {str(error).rstrip('.')}"
+        raise UsageError(f"--backbone {spec.name}: {why}.") from error
     if not family:  # cells may not be a whole number of pixels: only the grid counts
         sizes |= {"dim": shape[-1], "image_size": shape[2], "patch_size": 1}
-        lengths = lengths_of(shape[2])
-        if config.code_length is None and lengths:
+        if config.code_length is None and (lengths := lengths_of(shape[2])):
             sizes["code_seq_len"] = min(lengths, key=lambda each: abs(each - 16))
     check_length(sizes, spec.name)
     return FrozenBackbone(spec, sizes, preprocess, identity, encode, module, not family)
@@ -196,10 +178,12 @@ def open_backbone(config: TrainLamConfig, settings: Settings, device: str) -> Fr
 
 def backbone_tensors(backbone: FrozenBackbone) -> dict[str, Tensor]:
     """The backbone's tensors by the names of the published flat checkpoints."""
-    features, module = backbone.spec.options["features"], backbone.module
+    features = backbone.spec.options["features"]
+    module = backbone.module
     if module is None:
         return {}
-    own, prefix = module.state_dict(), features.get("prefix_on_disk", "")
+    own = module.state_dict()
+    prefix = features.get("prefix_on_disk", "")
     if "library" in features:  # names on disk differ from those in memory
         with tempfile.TemporaryDirectory() as folder:
             module.backbone.save_pretrained(folder)
@@ -215,16 +199,13 @@ def lengths_of(grid: int) -> list[int]:
 
 def check_length(sizes: Mapping[str, Any], name: str) -> None:
     """Raise UsageError for a code length that can't be decoded."""
-    length, grid = sizes["code_seq_len"], int(sizes["image_size"] / sizes["patch_size"])
+    length = sizes["code_seq_len"]
+    grid = int(sizes["image_size"] / sizes["patch_size"])
     if length in (good := lengths_of(grid)):
         return
-    remedy = "another --image-size"
-    if good:
-        remedy = f"--code-length {', '.join(map(str, good))}"
-    raise UsageError(
-        f"Model '{name}': a code of length {length} can't be decoded on a grid of "
-        f"{grid} x {grid}, where {code_rows(length, grid)} rows come out: choose {remedy}."
-    )
+    remedy = f"--code-length {', '.join(map(str, good))}" if good else "another --image-size"
+    where = f"on a grid of {grid} x {grid}, where {code_rows(length, grid)} rows come out"
+    raise UsageError(f"Model '{name}': a code of length {length} can't be decoded {where}: choose {remedy}.")
 
 
 def build_network(sizes: Mapping[str, Any], seed: int, name: str) -> TrainableModel:
@@ -240,14 +221,16 @@ def build_network(sizes: Mapping[str, Any], seed: int, name: str) -> TrainableMo
 def check_training_memory(backbone: FrozenBackbone, config: TrainLamConfig, pairs: int, device: str) -> None:
     """Refuse a training, of so many pairs per process, that can't fit. Raises LaryError."""
     kept = dict[int, Tensor]()  # by their storages, which views share
-    sizes, few = backbone.sizes, min(pairs, 64)  # slices of many take minutes
+    sizes = backbone.sizes
+    few = min(pairs, 64)  # slices of many take minutes
 
     def keep(value: Tensor) -> Tensor:
         kept[value.untyped_storage()._cdata] = value
         return value
 
     with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, keep):
-        network, side = build_network(sizes, 0, backbone.spec.name), sizes["image_size"]
+        network = build_network(sizes, 0, backbone.spec.name)
+        side = sizes["image_size"]
         weights = sum(value.nbytes for value in map(keep, network.parameters()))
         frames = torch.empty(few, 2, 3, side, side)
         shape = few, 2, network.grid, network.grid, network.dim
@@ -272,10 +255,7 @@ def make_optimizer(network: nn.Module, rate: float, decay: float) -> torch.optim
         return torch.optim.Adam(weights, lr=rate, betas=BETAS, fused=True)
     wide = [value for value in weights if value.ndim >= 2]
     rest = [value for value in weights if value.ndim < 2]
-    groups = [
-        {"params": wide, "weight_decay": decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
+    groups = [{"params": wide, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=rate, betas=BETAS, fused=True)
 
 
@@ -292,7 +272,8 @@ class StraightQuantizer(nn.Module):
 
     def __init__(self, codebook_size: int, dim: int, beta: float = 0.25) -> None:
         super().__init__()
-        self.codebook, self.beta = nn.Embedding(codebook_size, dim), beta
+        self.codebook = nn.Embedding(codebook_size, dim)
+        self.beta = beta
         nn.init.uniform_(self.codebook.weight, -1 / codebook_size, 1 / codebook_size)
         self.register_buffer("usage", torch.zeros(codebook_size), persistent=False)
 
@@ -301,17 +282,13 @@ class StraightQuantizer(nn.Module):
         rows, codes = nearest_rows(x, self.codebook.weight.detach())
         chosen = self.codebook(codes)
         self.usage += F.one_hot(codes, len(self.usage)).amax(dim=1).sum(dim=0)
-        return (
-            rows,
-            codes,
-            F.mse_loss(chosen, x.detach()),
-            F.mse_loss(x, chosen.detach()),
-        )
+        return rows, codes, F.mse_loss(chosen, x.detach()), F.mse_loss(x, chosen.detach())
 
     @torch.no_grad()
     def restart(self, permutation: Tensor) -> Tensor:
         """Copy row ``permutation[k]``, maybe unused itself, onto the k-th unused code; returns these."""
-        dead, weight = (self.usage < 1).nonzero().flatten(), self.codebook.weight
+        dead = (self.usage < 1).nonzero().flatten()
+        weight = self.codebook.weight
         weight[dead] = weight[permutation[: len(dead)]]
         self.usage.zero_()
         return dead

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lary.files import digest, file_digest, read_json
 from lary.models.lapa import LatentActions
 from lary.models.networks import with_weights
-from lary.models.spec import (
-    MODELS,
-    ModelContext,
-    ModelSpec,
-    Preprocess,
-    Weights,
-    with_tuples,
-)
+from lary.models.spec import MODELS, ModelContext, ModelSpec, Preprocess, Weights, with_tuples
 from lary.models.tensors import read_tensors, weight_layout
 from lary.models.weights import find_weights
 from lary.nets import code_rows
@@ -26,13 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHTS, RECORD = "model.safetensors", "training.json"
-CURVES = (
-    "step",
-    "perplexity",
-    "loss_noise",
-    "gap",
-    "static_ratio",
-)
+CURVES = ("step", "perplexity", "loss_noise", "gap", "static_ratio")
 
 
 def trained_model(name: str) -> ModelSpec | None:
@@ -56,8 +43,9 @@ def trained_model(name: str) -> ModelSpec | None:
         trained["curves"] = {name: [row[name] for row in few] for name in CURVES}
         preprocess = Preprocess(**with_tuples(record["preprocess"]))
         length = code_rows(sizes["code_seq_len"], int(sizes["image_size"] / sizes["patch_size"]))
-        about = f"Latent actions on {record['backbone']['model']}, trained for {record['steps']} steps"
-        about += f" on {', '.join(record['options']['dataset'])}"
+        backbone = record["backbone"]["model"]
+        data = ", ".join(record["options"]["dataset"])
+        about = f"Latent actions on {backbone}, trained for {record['steps']} steps on {data}"
     except Exception as error:
         raise UsageError(f"{file} lacks {error}: train the model anew, by this version.") from error
     return ModelSpec(
@@ -91,13 +79,14 @@ class TrainedActions(LatentActions):
 
         from lary.nets.lam import LatentActionModel
 
-        layout, trained = weight_layout("laq"), spec.options["trained"]
+        layout = weight_layout("laq")
+        trained = spec.options["trained"]
         found = find_weights(spec, context, replace(layout, files=(WEIGHTS,)))
         tensors, identity = {}, found.identity
         if found.seed is None:
             if file_digest(found.file, 64) != trained["weights_digest"]:
-                remedy = "resume or train anew"
-                raise LaryError(f"{found.file} isn't what {RECORD} beside it names: {remedy}.")
+                wrong = f"{found.file} isn't what {RECORD} beside it names"
+                raise LaryError(f"{wrong}: resume or train anew.")
             tensors = read_tensors(found.files, layout if kind is None else replace(layout, unused=()))
             identity = replace(identity, digest=digest(identity.digest, trained["backbone"]["digest"]))
         try:
@@ -117,10 +106,8 @@ def trained_backbone(spec: ModelSpec, context: ModelContext) -> tuple[Any, Any]:
     from lary.lam.configs import TrainLamConfig
     from lary.lam.network import open_backbone
 
-    trained, known = (
-        spec.options["trained"],
-        {field.name for field in fields(TrainLamConfig)},
-    )
+    trained = spec.options["trained"]
+    known = TrainLamConfig.__dataclass_fields__
     options = {name: value for name, value in with_tuples(trained["options"]).items() if name in known}
     settings = load_settings(dict(context.settings), environment={})
     found = open_backbone(TrainLamConfig(**options), settings, context.device)

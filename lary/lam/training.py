@@ -14,15 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from lary.configs import help_texts
 from lary.files import digest, file_digest, write_bytes, write_json
-from lary.lam.codebook import (
-    CorrectedRule,
-    Monitor,
-    PublishedRule,
-    code_entropy,
-    monitor_due,
-    seeded,
-    verdict,
-)
+from lary.lam.codebook import CorrectedRule, Monitor, PublishedRule, code_entropy, monitor_due, seeded, verdict
 from lary.lam.configs import TrainLamConfig
 from lary.lam.network import (
     SILENT,
@@ -51,29 +43,24 @@ NOT_DECIDING = {*help_texts()["facts"]["training"]["not_deciding"].split()}
 
 
 class LamTraining:
-    """A training in progress, whose noise and order are functions of seed, step and global sample numbers.
+    """A training in progress; noise and order are functions of seed, step and global sample numbers.
 
     `pairs` offer what `PairMixture` does; they may be features (B, 2, H, W, D).
     """
 
-    def __init__(
-        self,
-        config: TrainLamConfig,
-        backbone: FrozenBackbone,
-        pairs: Any,
-        session: Session,
-    ) -> None:
+    def __init__(self, config: TrainLamConfig, backbone: FrozenBackbone, pairs: Any, session: Session) -> None:
         self.config, self.backbone = config, backbone
         self.pairs, self.session = pairs, session
         self.team, self.device = session.team, session.device
         self.corrected = config.recipe == "corrected"
         self.rate = config.rate(backbone.spec.ablation)
-        sizes, share = backbone.sizes, -(-config.batch_size // self.team.size)
+        sizes = backbone.sizes
+        share = -(-config.batch_size // self.team.size)
         if config.batch_size < self.team.size:
-            count = f"{self.team.size} processes"
-            raise UsageError(f"--batch-size {config.batch_size}: it is shared by {count}.")
+            raise UsageError(f"--batch-size {config.batch_size}: it is shared by {self.team.size} processes.")
         self.rows = sizes["code_seq_len"], sizes["quant_dim"]
-        name, known = backbone.spec.name, backbone.spec.options
+        name = backbone.spec.name
+        known = backbone.spec.options
         if config.export == "published" and "features" not in known:
             raise UsageError(f"--export published: none is known for the backbone '{name}'.")
         check_training_memory(backbone, config, share, self.device)
@@ -84,7 +71,8 @@ class LamTraining:
         if config.averaging:
             self.average = AveragedModel(network, multi_avg_fn=average_weights)
             self.result = self.average.module
-        kind, mixed = torch.device(self.device).type, config.precision == "bf16"
+        kind = torch.device(self.device).type
+        mixed = config.precision == "bf16"
         self.autocast = partial(torch.autocast, kind, torch.bfloat16, enabled=mixed)
         if self.corrected:
             network.get_parameter(SILENT).requires_grad_(False)
@@ -105,8 +93,8 @@ class LamTraining:
 
     def read(self, first: int) -> Tensor:
         """This process's pairs of the batch that begins with a sample."""
-        if self.first is not None:
-            kept, self.first = self.first, None
+        if (kept := self.first) is not None:
+            self.first = None
             return kept
         began = time.monotonic()
         numbers = range(first, first + self.config.batch_size)
@@ -167,16 +155,21 @@ class LamTraining:
 
     def update(self) -> None:
         """One step: forward and backward passes, and an update. Raises LaryError."""
-        own, step, team, network = self.config, self.step, self.team, self.network
+        own = self.config
+        step = self.step
+        team = self.team
+        network = self.network
         size, book = own.batch_size, network.vq.codebooks
         noise = self.noise(own.accumulate * size, step)
-        total, seen = torch.zeros((), device=self.device), torch.zeros_like(self.rule.used)
+        total = torch.zeros((), device=self.device)
+        seen = torch.zeros_like(self.rule.used)
         for part in range(own.accumulate):
             pairs = self.read((step * own.accumulate + part) * size)
             drawn = noise[part * size : (part + 1) * size][team.share].to(self.device)
             with self.autocast():
                 found = network(*self.embed(network, pairs), drawn)
-            loss, ratio = found.loss, len(pairs) / size / own.accumulate
+            loss = found.loss
+            ratio = len(pairs) / size / own.accumulate
             total += loss.detach() * ratio
             if own.entropy:
                 loss = loss - own.entropy * code_entropy(found.latent, book)
@@ -197,12 +190,14 @@ class LamTraining:
         part_of = own_norm / norm.clamp(min=1e-30)
         values = torch.stack([total, norm, part_of, (seen > 0).sum()]).tolist()
         if not all(map(math.isfinite, values[:2])):
-            self.fail(values[0])
+            first, last = (at * own.accumulate * size for at in (step, step + 1))
+            raise LaryError(
+                f"The training diverged in step {step} (loss {values[0]:g}): check its samples, or pass a "
+                f"smaller --lr than {self.rate:g}. They are {', '.join(self.pairs.ids(range(first, last)))}."
+            )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        restarted = 0
-        if self.corrected:
-            restarted = self.restart(found.latent.detach())
+        restarted = self.restart(found.latent.detach()) if self.corrected else 0
         if self.average is not None:
             self.average.update_parameters(network)
         names = "loss", "gradient", "codebook_gradient", "codes"
@@ -226,7 +221,8 @@ class LamTraining:
     @torch.no_grad()
     def validate(self, step: int) -> None:
         """Losses on held-out pairs, the average's first."""
-        size, row = self.config.batch_size, JsonDict(step=step)
+        size = self.config.batch_size
+        row = JsonDict(step=step)
         networks = {"loss": self.network}
         if self.average is not None:
             networks = {"loss_average": self.result} | networks
@@ -262,18 +258,10 @@ class LamTraining:
         if self.session.tracker is not None and self.team.leads:
             self.session.tracker.log(values, step=self.step)
 
-    def fail(self, loss: float) -> None:
-        """Raise LaryError for a loss that isn't finite."""
-        size = self.config.accumulate * self.config.batch_size
-        names = self.pairs.ids(range(self.step * size, (self.step + 1) * size))
-        raise LaryError(
-            f"The training diverged in step {self.step} (loss {loss:g}): check its samples, or "
-            f"pass a smaller --lr than {self.rate:g}. They are {', '.join(names)}."
-        )
-
     def watch(self) -> None:
         """Add the monitor's signals. Raises LaryError for a collapse."""
-        rows, stop = self.curves["monitor"], torch.zeros((), device=self.device)
+        rows = self.curves["monitor"]
+        stop = torch.zeros((), device=self.device)
         if self.team.leads:
             with self.autocast():
                 row = {"step": self.step, **self.monitor.measure(self.result)}
@@ -289,10 +277,8 @@ class LamTraining:
         self.team.add(stop)
         if stop:
             self.save(finished=True)
-            raise LaryError(
-                f"The codebook collapsed, and the training was stopped at step "
-                f"{self.step}: try --recipe corrected, or another --lr."
-            )
+            what = f"The codebook collapsed, and the training was stopped at step {self.step}"
+            raise LaryError(f"{what}: try --recipe corrected, or another --lr.")
 
     def inputs(self) -> JsonDict:
         """What decides the numbers, by the words of messages."""
@@ -314,23 +300,23 @@ class LamTraining:
         except Exception as error:  # torch raises many kinds for other files
             reason = str(error).partition("\n")[0]
             raise UsageError(f"{path} can't be read ({reason}): pass --overwrite to start anew.") from error
-        if other := [name for name in inputs if inputs[name] != before.get(name)]:
-            raise UsageError(
-                f"{self.session.folder} holds another training, with other "
-                f"{', '.join(sorted(other))}: pass --overwrite, or another --out."
-            )
+        if other := sorted(name for name in inputs if inputs[name] != before.get(name)):
+            what = f"{self.session.folder} holds another training, with other {', '.join(other)}"
+            raise UsageError(f"{what}: pass --overwrite, or another --out.")
         for name in ("network", "average", "optimizer"):
             if state[name] is not None:
                 getattr(self, name).load_state_dict(state[name])
         self.rule.used.copy_(state["used"])
-        self.step, self.curves = state["step"], state["curves"]
+        self.step = state["step"]
+        self.curves = state["curves"]
         self.since = state["since"]
         if self.team.leads:
             log.info("%s: resuming after step %d", path, self.step)
 
     def save(self, *, finished: bool = False) -> None:
         """Write state, weights and record. Raises LaryError."""
-        folder, self.saved = self.session.folder, time.monotonic()
+        folder = self.session.folder
+        self.saved = time.monotonic()
         if folder is None or not self.team.leads:
             return
         from safetensors.torch import save
@@ -350,7 +336,8 @@ class LamTraining:
         own = self.result.state_dict()
         tensors = {key: value.cpu().contiguous() for key, value in own.items()}
         write_bytes(folder / WORK / WEIGHTS, save(tensors))
-        backbone, rows = self.backbone, self.curves["monitor"]
+        backbone = self.backbone
+        rows = self.curves["monitor"]
         if finished and self.config.export == "published":
             save_checkpoint(folder / PUBLISHED, tensors | backbone_tensors(backbone))
         about = {"model": backbone.spec.name, "seed": 0, **asdict(backbone.identity)}

@@ -11,17 +11,12 @@ from lary.data.spec import DATASETS
 from lary.files import write_text
 from lary.models.overview import paper_rows
 from lary.models.spec import MODELS
-from lary.results import figures
-from lary.results.figures import Context, Files, Found, grouped, slug
+from lary.results.figures import BLUE, LIGHT, Context, Files, Found, finish, grouped, panels, slug
 from lary.results.folder import FinishedRun
 from lary.results.report import dataset_title, metric_name, published_score
 from lary.types import RANDOM, JsonDict
 
-COLUMNS = {
-    "codebook size": "codebook_size",
-    "sequence length": "sequence_length",
-    "latent dimension": "latent_dim",
-}
+COLUMNS = {"codebook size": "codebook_size", "sequence length": "sequence_length", "latent dimension": "latent_dim"}
 """Names of the settings in the table of the paper's ablations."""
 KEYS = dict(zip(COLUMNS, ("cs", "sl", "dim"), strict=True))
 NUMBERS = ("score", "low", "high", "published")
@@ -56,26 +51,10 @@ def stride_ablation(context: Context) -> Found:
     for (series, *_), runs in found.items():
         rows = []
         for run in runs:
-            paper, value = (
-                published_score(run.result),
-                float(run.result.dataset.stride or 0),
-            )
-            rows.append(
-                _row(
-                    run,
-                    "stride [frames]",
-                    run.result.label,
-                    value,
-                    paper.value if paper else None,
-                )
-            )
-        files += _write_ablation(
-            context,
-            f"stride_{slug(series)}",
-            rows,
-            runs[0],
-            f"{series}: score by stride",
-        )
+            paper = published_score(run.result)
+            value = float(run.result.dataset.stride or 0)
+            rows.append(_row(run, "stride [frames]", run.result.label, value, paper.value if paper else None))
+        files += _write_ablation(context, f"stride_{slug(series)}", rows, runs[0], f"{series}: score by stride")
     yield from files or [
         "no model has finished runs at two strides: run 'lary regress' on data sets whose records share a "
         "stride_series, such as vlabench, vlabench_15 and vlabench_30"
@@ -106,8 +85,9 @@ def _by_setting(context: Context, runs: Sequence[FinishedRun], stem: str, what: 
         for run in group:
             own = _sizes_of(run) or _ablation_of(run)
             rows += [_row(run, name, _others(run, name), own[name], _published(run, own)) for name in own]
-        title = f"{dataset_title(group[0].result)}: {what}"
-        written = _write_ablation(context, f"{stem}_{slug(dataset)}", rows, group[0], title)
+        first = group[0]
+        title = f"{dataset_title(first.result)}: {what}"
+        written = _write_ablation(context, f"{stem}_{slug(dataset)}", rows, first, title)
         yield from written or [f"no two runs on {dataset} differ in one setting alone"]
 
 
@@ -119,7 +99,8 @@ def _ablation_of(run: FinishedRun) -> Mapping[str, float]:
 
 def _sizes_of(run: FinishedRun) -> Mapping[str, float]:
     """What the paper varies, of a trained model with a whole record."""
-    training, fields = run.result.model.training, ("codebook_size", "code_seq_len", "quant_dim")
+    training = run.result.model.training
+    fields = ("codebook_size", "code_seq_len", "quant_dim")
     try:
         float(training["signals"]["loss_noise"] + training["signals"]["used_share"])
         return {name: training["sizes"][field] + 0 for name, field in zip(COLUMNS, fields, strict=True)}
@@ -144,10 +125,7 @@ def _published(run: FinishedRun, settings: Mapping[str, float]) -> float | None:
 
 
 def _write_ablation(context: Context, stem: str, rows: Sequence[JsonDict], run: FinishedRun, title: str) -> Files:
-    """Write a panel per line of runs that differ in one setting, others in grey.
-
-    `run` is one of those in the rows, which all have its settings.
-    """
+    """Write a panel per line of runs that differ in one setting, others in grey; all have the settings of `run`."""
     from pandas import DataFrame, concat
 
     # Objects, since whole numbers among the settings stay whole.
@@ -161,41 +139,26 @@ def _write_ablation(context: Context, stem: str, rows: Sequence[JsonDict], run: 
     if not lines:
         return []
     table = concat([own for *_, own in lines])
-    score, scale = run.result.score, run.result.score.scale
+    score = run.result.score
+    scale = score.scale
     unit = {"fraction": " [%]", "normalised": ", normalised"}.get(score.unit, "")
     titles = [str(line).replace(", ", "\n") for _, line, _ in lines]
-    with figures.panels(titles, up=f"{metric_name(run.result.primary)}{unit}") as (
-        figure,
-        grid,
-    ):
+    with panels(titles, up=f"{metric_name(run.result.primary)}{unit}") as (figure, grid):
         for axes, (setting, _, own) in zip(grid, lines, strict=True):
             values = np.unique(table["value"][table["setting"] == setting])
             for other, _, part in lines:
                 if other == setting:
                     places = np.searchsorted(values, part["value"])
-                    colour = figures.BLUE if part is own else figures.LIGHT
+                    colour = BLUE if part is own else LIGHT
                     axes.plot(places, part["score"] * scale, "o-", markersize=4, color=colour)
             places = np.searchsorted(values, own["value"])
-            axes.vlines(places, own["low"] * scale, own["high"] * scale, color=figures.BLUE)
-            axes.plot(
-                places,
-                own["published"] * scale,
-                "o",
-                color=figures.BLUE,
-                markerfacecolor="white",
-            )
+            axes.vlines(places, own["low"] * scale, own["high"] * scale, color=BLUE)
+            axes.plot(places, own["published"] * scale, "o", color=BLUE, markerfacecolor="white")
             axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
             axes.set_xlabel(setting, fontsize=8)
         marks = "; open marks: paper" if table["published"].notna().any() else ""
-        figures.finish(
-            figure,
-            axes,
-            f"{title}\n{run.about}, 95 % intervals; {score.better} is better{marks}",
-        )
-        facts = {
-            "metric": run.result.primary,
-            "higher_is_better": score.higher_is_better,
-        }
+        finish(figure, axes, f"{title}\n{run.about}, 95 % intervals; {score.better} is better{marks}")
+        facts = {"metric": run.result.primary, "higher_is_better": score.higher_is_better}
         return context.write(f"{stem}{run.suffix}", figure, table, run, **facts)
 
 
@@ -205,16 +168,14 @@ def _write_tables(context: Context, setting: str, runs: Sequence[FinishedRun]) -
 
     ours: dict[tuple[str, float], JsonDict] = {}
     for run in runs:
-        sizes, signals, score = (
-            _sizes_of(run),
-            run.result.model.training["signals"],
-            run.result.score,
-        )
+        sizes = _sizes_of(run)
+        signals = run.result.model.training["signals"]
+        score = run.result.score
         others = _others(run, setting)
         row = ours.setdefault((others, sizes[setting]), {"source": others})
         row |= {COLUMNS[name]: value for name, value in sizes.items()}
-        row |= {"reconstruction_loss": signals["loss_noise"]}
-        row |= {"codebook_utilization_percent": 100 * signals["used_share"]}
+        row["reconstruction_loss"] = signals["loss_noise"]
+        row["codebook_utilization_percent"] = 100 * signals["used_share"]
         row[_column(run) + run.suffix] = score.value * score.scale
     lines = [others for others, _ in ours]
     kept = [row for (others, _), row in ours.items() if lines.count(others) > 1]
@@ -225,11 +186,9 @@ def _write_tables(context: Context, setting: str, runs: Sequence[FinishedRun]) -
     table = DataFrame([*kept, *paper]).drop(columns="ablation").set_index("source").astype(float)
     table = table.sort_values(COLUMNS[setting], kind="stable").reset_index()
     cells = table.map(lambda cell: cell if isinstance(cell, str) else f"{cell:.4g}").replace("nan", "-")
-    head, rows = list(cells.columns), cells.to_numpy().tolist()
-    texts = {
-        "csv": table.to_csv(index=False),
-        "tex": cells.to_latex(index=False, escape=True),
-    }
+    head = list(cells.columns)
+    rows = cells.to_numpy().tolist()
+    texts = {"csv": table.to_csv(index=False), "tex": cells.to_latex(index=False, escape=True)}
     texts["md"] = "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *rows))
     for kind, text in texts.items():
         file = context.out / f"ablation_{slug(setting)}.{kind}"

@@ -15,10 +15,22 @@ import numpy as np
 
 from lary.configs import AnalysisKind, AnalyzeConfig
 from lary.data.spec import DATASETS
-from lary.results import figures
 from lary.results.ablation import codebook_ablation, stride_ablation, training_ablation
-from lary.results.figures import Context, Files, Found, grouped, slug
-from lary.results.folder import FinishedRun, find_results
+from lary.results.figures import (
+    BLUE,
+    LIGHT,
+    VERMILION,
+    Context,
+    Files,
+    Found,
+    check_known,
+    finish,
+    grouped,
+    new_figure,
+    panels,
+    slug,
+)
+from lary.results.folder import NO_RUN, FinishedRun, find_results
 from lary.results.report import dataset_title
 from lary.results.samples import attention_maps, trajectories
 from lary.settings import Settings
@@ -34,10 +46,9 @@ OCCURRING = "train > 0 and validation > 0"
 
 
 def make_analysis(kind: AnalysisKind, config: AnalyzeConfig, settings: Settings) -> tuple[list[Path], list[str]]:
-    """Run one analysis, or every one that the runs allow; returns their files, and what is left out and why.
+    """Run one analysis, or all that the runs allow; returns files, and what is left out and why.
 
-    Raises UsageError for a model, data set, sample or episode that isn't there, LaryError
-    where nothing can be made of the runs.
+    Raises UsageError for a name that no run has, LaryError where nothing can be made.
     """
     config.check_counts("count", "window")
     out = config.out or settings.path("LARY_LOG_DIR") / "analysis"
@@ -65,11 +76,11 @@ def _chosen_runs(config: AnalyzeConfig, settings: Settings) -> tuple[FinishedRun
     folder = config.folder or settings.path("LARY_LOG_DIR")
     found = [run for run in find_results(folder)[0] if run.result.control is None and run.result.project is None]
     if not found:
-        raise UsageError(f"There is no finished run below {folder}: run 'lary classify' or 'lary regress' first.")
+        raise UsageError(NO_RUN.format(folder))
     runs = found
     for option, wanted in (("model", config.model), ("dataset", config.dataset)):
         known = sorted({getattr(run.result, option).name for run in found})
-        figures.check_known(option, wanted, known, f"no run below {folder} has it")
+        check_known(option, wanted, known, f"no run below {folder} has it")
         runs = [run for run in runs if not wanted or getattr(run.result, option).name in wanted]
     if not runs:
         raise UsageError(f"No run below {folder} has both the --model and the --dataset that were asked for.")
@@ -114,22 +125,21 @@ def _write_frequency(context: Context, group: Sequence[FinishedRun], window: int
     drawn, averages, models, titles = {}, {}, {}, []
     for label, table in tables.items():
         own = drawn[label] = table.query(OCCURRING)
-        # Equally frequent classes have no order: the average has one point per place.
+        # Equally frequent classes have no order.
         averages[label] = own.groupby("centre")["moving_average"].mean()
         varied = min(own["train"].nunique(), own["f1"].nunique()) > 1
         spearman = float(own["train"].corr(own["f1"], method="spearman")) if varied else None
         models[label] = {"spearman": spearman}
         titles.append(f"{label}\nSpearman {spearman:+.2f}" if spearman is not None else label)
-    with figures.panels(titles, up="F1", across="training samples of the class") as (figure, grid):
+    with panels(titles, up="F1", across="training samples of the class") as (figure, grid):
         for axes, (label, table) in zip(grid, drawn.items(), strict=True):
             for other, average in averages.items():
                 if other != label:
-                    axes.plot(np.exp(average.index), average, color=figures.LIGHT, linewidth=0.9, label="other models")
+                    axes.plot(np.exp(average.index), average, color=LIGHT, linewidth=0.9, label="other models")
             mean = averages[label]
-            axes.scatter(table["train"], table["f1"], s=9, color=figures.BLUE, alpha=0.55, label="class")
-            axes.plot(
-                np.exp(mean.index), mean, color=figures.VERMILION, linewidth=1.8, label=f"mean of {window} classes"
-            )
+            about = f"mean of {window} classes"
+            axes.scatter(table["train"], table["f1"], s=9, color=BLUE, alpha=0.55, label="class")
+            axes.plot(np.exp(mean.index), mean, color=VERMILION, linewidth=1.8, label=about)
             axes.set_xscale("log")
             # A decade may hold no power of ten, so the ticks are our own.
             ticks = np.unique(np.geomspace(table["train"].min(), table["train"].max(), 3).round())
@@ -137,8 +147,9 @@ def _write_frequency(context: Context, group: Sequence[FinishedRun], window: int
             axes.minorticks_off()
             axes.set_ylim(-0.03, 1.03)
         first = group[0]
-        figures.finish(figure, axes, f"{dataset_title(first.result)}: F1 by class frequency\n{first.about}")
-        name, rows = first.result.dataset.name, concat(tables.values()).drop(columns="centre")
+        finish(figure, axes, f"{dataset_title(first.result)}: F1 by class frequency\n{first.about}")
+        name = first.result.dataset.name
+        rows = concat(tables.values()).drop(columns="centre")
         stem = f"frequency_{slug(name)}{first.suffix}"
         return context.write(stem, figure, rows, first, dataset=name, window=window, models=models)
 
@@ -167,7 +178,9 @@ def _write_gap(
     """A map of the gaps, models in rows and classes in columns, by rising mean gap."""
     from pandas import DataFrame
 
-    human, robot, first = context.config.human, context.config.robot, people[0]
+    human = context.config.human
+    robot = context.config.robot
+    first = people[0]
     ours, theirs = (
         {run.result.label: {row.name: row.f1 for row in run.result.classes if row.true} for run in side}
         for side in (people, robots)
@@ -182,15 +195,16 @@ def _write_gap(
         return
     order = list(gap.mean(axis=1).sort_values(kind="stable").index)
     gap = gap.loc[order]
-    columns = {"f1_human": one.loc[order], "f1_robot": other.loc[order], "gap": gap}
-    rows = DataFrame({name: table.unstack() for name, table in columns.items()})
+    columns = {"f1_human": one, "f1_robot": other, "gap": gap}
+    rows = DataFrame({name: table.loc[order].unstack() for name, table in columns.items()})
     rows = rows.rename_axis(["model", "class"]).reset_index()
     mean_gap = {label: float(np.nanmean(gap[label])) for label in both}
     labels = [f"{label}  {mean:+.2f}" for label, mean in mean_gap.items()]
     width = 1.5 + 0.075 * max(map(len, labels)) + 0.21 * len(order)
     height = 1.3 + 0.3 * len(both) + 0.07 * max(map(len, order))
-    with figures.new_figure(max(width, 6.0), height) as figure:
-        axes, reach = figure.subplots(), max(0.05, float(np.nanmax(gap.abs())))
+    with new_figure(max(width, 6.0), height) as figure:
+        axes = figure.subplots()
+        reach = max(0.05, float(np.nanmax(gap.abs())))
         axes.set_facecolor("#eeeeee")  # a class that one of the data sets has no samples of
         image = axes.imshow(gap.T, cmap="PuOr_r", vmin=-reach, vmax=reach, aspect="auto")
         axes.set_xticks(range(len(order)), order, rotation=90, fontsize=8)

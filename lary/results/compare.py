@@ -7,10 +7,9 @@ Holm (1979).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -57,8 +56,8 @@ class ScoredRun(FinishedRun):
 class Difference:
     """The first run's metric minus another's, on `samples` samples of `groups` clusters.
 
-    ``p`` is two-sided and corrected for all comparisons; None with too few clusters, for runs
-    of different kinds, or where one of both is a `single` training.
+    ``p`` is two-sided and corrected (Holm 1979); None with too few clusters, for runs of
+    different kinds, or where one of both is a `single` training.
     """
 
     other: ScoredRun
@@ -103,15 +102,15 @@ def open_scored(place: str | Path, role: str = "seen") -> ScoredRun:
     return ScoredRun(run.folder, run.result, scores=read_arrays(SampleScores, run, role))
 
 
-def compare_results(places: Sequence[str | Path], role: str = "seen", seed: int = 0) -> Comparison:
-    """Compare the first run with each of the others.
+def compare(*runs: str | Path, role: Literal["seen", "unseen"] = "seen", seed: int = 0) -> Comparison:
+    """Compare the first finished run with each other, on the shared samples of the split `role`.
 
-    Raises UsageError for runs whose scores mean different things, LaryError for a missing
-    file or runs that share no sample.
+    Runs are folders or result.json files; `seed` bundles many clusters. Raises UsageError for
+    fewer than two runs or other kinds of scores, LaryError for a missing file or no shared sample.
     """
-    if len(places) < 2:
+    if len(runs) < 2:
         raise UsageError("A comparison needs at least two results.")
-    first, *others = (open_scored(place, role) for place in places)
+    first, *others = (open_scored(place, role) for place in runs)
     for other in others:
         _check_alike(first, other)
     found = [paired_difference(first, other, seed) for other in others]
@@ -122,18 +121,21 @@ def compare_results(places: Sequence[str | Path], role: str = "seen", seed: int 
 
 def _check_alike(first: FinishedRun, other: FinishedRun) -> None:
     sides = (
-        (
-            *(each.dataset.name, each.dataset.split_set or "published", each.folds),
-            *(each.primary, each.action_mode, each.relative_frame, choice_of(each)),
-        )
+        {
+            "data set": each.dataset.name,
+            "choice of splits": each.dataset.split_set or "published",
+            "number of folds": each.folds,
+            "metric": each.primary,
+            "target": each.action_mode,
+            "frame of motion": each.relative_frame,
+            "epoch": choice_of(each),
+        }.items()
         for each in (first.result, other.result)
     )
-    names = "data set", "choice of splits", "number of folds", "metric", "target", "frame of motion", "epoch"
-    for what, own, theirs in zip(names, *sides, strict=True):
+    for (what, own), (_, theirs) in zip(*sides, strict=True):
         if own != theirs:
-            raise UsageError(
-                f"{first.folder} and {other.folder} can't be compared: their {what} is {own} and {theirs}."
-            )
+            both = f"{first.folder} and {other.folder}"
+            raise UsageError(f"{both} can't be compared: their {what} is {own} and {theirs}.")
 
 
 def paired_difference(first: ScoredRun, other: ScoredRun, seed: int = 0) -> Difference:
@@ -161,7 +163,7 @@ def load_results(folder: str | Path) -> DataFrame:
     """One row per run below a folder and way of choosing head and epoch.
 
     A metric has its value and with ``_low`` and ``_high`` the ends of its 95 % interval, NaN
-    where a run lacks it. Unreadable files are left out with a warning. Raises UsageError without the folder.
+    where a run lacks it. Unreadable files are left out. Raises UsageError without the folder.
     """
     from pandas import DataFrame
 
@@ -178,8 +180,12 @@ def load_results(folder: str | Path) -> DataFrame:
             "seeds": result.seeds or (result.seed,),
         }
         for name, selection in result.selections.items():
-            row = {**facts, "selection": name, "headline": name == result.headline}
-            row |= {"epoch": selection.epoch, "head": selection.head}
+            row = facts | {
+                "selection": name,
+                "headline": name == result.headline,
+                "epoch": selection.epoch,
+                "head": selection.head,
+            }
             for key, found in selection.metrics.items():
                 row |= {key: found.value, f"{key}_low": found.low, f"{key}_high": found.high}
             rows.append(row)
@@ -191,8 +197,7 @@ def load_samples(run: str | Path) -> DataFrame:
 
     ``score`` is the mean over the seeds' ``score_<seed>``: 1 for right, 0 for wrong, or the
     normalised squared error. A classification also has ``media``, ``predicted`` and ``true``.
-    Raises UsageError without such a run, LaryError for a file that is missing or not the
-    run's own.
+    Raises UsageError without such a run, LaryError for a missing or foreign file.
     """
     from pandas import DataFrame, concat
 

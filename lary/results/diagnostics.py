@@ -3,7 +3,6 @@
 Effective rank is the exponential of the entropy of the normalised singular
 values (Roy and Vetterli 2007), the participation ratio the squared sum of the
 principal variances over the sum of their squares, both without the mean.
-Memory grows with the batch and D squared.
 """
 
 from collections.abc import Mapping
@@ -17,9 +16,8 @@ from lary.arrays import Doubles, Ints
 from lary.configs import DiagnoseConfig
 from lary.data.spec import DATASETS
 from lary.files import write_json
-from lary.latents.ref import LatentsRef, SplitLatents, open_latents
+from lary.latents.ref import LatentsRef, open_latents
 from lary.models.choices import chosen_model
-from lary.models.spec import ModelSpec
 from lary.runtime import progress
 from lary.settings import Settings
 from lary.types import JsonDict
@@ -44,7 +42,8 @@ class Scatter:
             part = values[start : start + PIECE].astype(np.float64)
             mean = part.mean(axis=0)
             part -= mean
-            apart, total = mean - self.mean, self.count + len(part)
+            apart = mean - self.mean
+            total = self.count + len(part)
             self.squares += part.T @ part + np.outer(apart, apart) * (self.count * len(part) / total)
             self.mean += apart * (len(part) / total)
             self.count = total
@@ -55,10 +54,10 @@ class Scatter:
 
         powers = np.linalg.eigvalsh(self.squares)
         powers = powers[powers > len(powers) * np.finfo(np.float64).eps * max(float(powers[-1]), 0.0)]
-        found = np.zeros(2)
+        effective = participation = 0.0
         if len(powers):
-            found = np.array([np.exp(entropy(np.sqrt(powers))), powers.sum() ** 2 / np.square(powers).sum()])
-        effective, participation = found.tolist()
+            effective = float(np.exp(entropy(np.sqrt(powers))))
+            participation = float(powers.sum() ** 2 / np.square(powers).sum())
         limit = min(len(self.mean), max(self.count - 1, 0))
         return {"effective_rank": effective, "participation_ratio": participation, "limit": limit}
 
@@ -89,34 +88,28 @@ def diagnose_split(config: DiagnoseConfig, settings: Settings) -> tuple[JsonDict
 
     Raises UsageError without latents, LaryError for one that can't be read or isn't finite.
     """
+    from lary.probes.sources import finite_latents
+
     config.check_counts("rows", "batch_size")
-    model, dataset = chosen_model(config), DATASETS.get(config.dataset)
+    model = chosen_model(config)
+    dataset = DATASETS.get(config.dataset)
     split = config.split or dataset.validation
     dataset.split(split)
     ref = LatentsRef.of(config, split)
-    found = diagnose_latents(open_latents(settings, ref), model, config)
-    folder = settings.path("LARY_LOG_DIR") / "diagnostics" / ref.dataset / ref.split
-    file = config.json or folder / f"{ref.tag}.json"
-    write_json(file, found)
-    return found, file
-
-
-def diagnose_latents(latents: SplitLatents, model: ModelSpec, config: DiagnoseConfig) -> JsonDict:
-    """All diagnostics of open latents as plain values. Raises as `diagnose_split`."""
-    from lary.probes.sources import finite_latents
-
+    latents = open_latents(settings, ref)
     table, source = latents.table, latents.source
     read = finite_latents(source, lambda row: f"sample {table[row].id} ({table[row].media[-1]})").read
     count = min(config.rows or len(table), len(table))
     rows = np.linspace(0, len(table) - 1, count).round().astype(np.int64)
-    tokens, pooled = Scatter(source.shape[-1]), Scatter(source.shape[-1])
+    tokens = Scatter(source.shape[-1])
+    pooled = Scatter(source.shape[-1])
     counts: dict[int, Ints] = {}
     coded = True
     with progress(len(rows), f"diagnose {table.spec.name} {table.split}") as bar:
         for part in np.split(rows, range(config.batch_size, len(rows), config.batch_size)):
-            values = read(part)
+            values = read(part).reshape(len(part), -1, tokens.mean.size)
             tokens.add(values.reshape(-1, tokens.mean.size))
-            pooled.add(values.reshape(len(values), -1, tokens.mean.size).mean(axis=1, dtype=np.float64))
+            pooled.add(values.mean(axis=1, dtype=np.float64))
             codes = source.codes(part) if coded else [None]
             coded = coded and all(own is not None for own in codes)
             if coded:  # codes of some samples alone say nothing of the split
@@ -125,8 +118,9 @@ def diagnose_latents(latents: SplitLatents, model: ModelSpec, config: DiagnoseCo
                     counts[code] = counts.get(code, 0) + (by_place == code).sum(axis=0)
             bar.advance(len(part))
     std = np.sqrt(np.diagonal(tokens.squares) / max(tokens.count, 1))
+    dead = std < DEAD * np.maximum(1.0, np.abs(tokens.mean))
     groups = table.groups()
-    return {
+    found = {
         "format": 1,
         "model": model.name,
         "dataset": table.spec.name,
@@ -139,12 +133,16 @@ def diagnose_latents(latents: SplitLatents, model: ModelSpec, config: DiagnoseCo
         "channels": {
             "mean": tokens.mean.tolist(),
             "std": std.tolist(),
-            "dead": np.flatnonzero(std < DEAD * np.maximum(1.0, np.abs(tokens.mean))).tolist(),
+            "dead": np.flatnonzero(dead).tolist(),
         },
         "tokens": tokens.ranks(),
         "samples_pooled": pooled.ranks(),
         "codes": code_use(counts if coded else {}, model.codebook),
     }
+    folder = settings.path("LARY_LOG_DIR") / "diagnostics" / ref.dataset / ref.split
+    file = config.json or folder / f"{ref.tag}.json"
+    write_json(file, found)
+    return found, file
 
 
 def code_use(counts: Mapping[int, Ints], size: int | None) -> JsonDict | None:

@@ -205,15 +205,21 @@ class Context:
 
         All runs in the figure have the settings of `run`.
         """
-        png, svg, data, lines = [self.out / f"{slug(stem)}.{kind}" for kind in ("png", "svg", "json", "csv")]
+        png, svg, data, lines = (self.out / f"{slug(stem)}.{kind}" for kind in ("png", "svg", "json", "csv"))
         write_bytes(png, render(figure, "png"))
         write_bytes(svg, render(figure, "svg"))
         # JSON has null where a number is missing, and plain numbers.
         plain = table.astype(object).where(table.notna(), None)
         write_text(lines, csv_text([plain.columns, *(map(no_formula, row) for row in plain.to_numpy())]))
-        own = {"format": 1, "analysis": stem.partition("_")[0]}
-        own |= {"protocol": run.result.protocol, "preset": run.result.preset}
-        write_json(data, own | facts | {"rows": plain.to_dict("records")})
+        own = {
+            "format": 1,
+            "analysis": stem.partition("_")[0],
+            "protocol": run.result.protocol,
+            "preset": run.result.preset,
+            **facts,
+            "rows": plain.to_dict("records"),
+        }
+        write_json(data, own)
         return [png, svg, lines, data]
 
 

@@ -2,8 +2,7 @@
 
 A run writes below ``.work/``; once complete, its files move to the run's
 folder, and ``result.json`` with their SHA-256 comes last. A kill leaves no
-result, or a staged one that the next command publishes. Readers use only files
-that the result names.
+result, or a staged one that the next command publishes.
 """
 
 import os
@@ -25,6 +24,7 @@ IDENTITY = "identity"
 STATE = "training_state.pt"
 """A file that only an interrupted run needs."""
 AGAIN = "Run the probe again with --overwrite."
+NO_RUN = "There is no finished run below {}: run 'lary classify' or 'lary regress' first."
 
 Broken = tuple[Path, str]
 """A file that can't be read, and the reason."""
@@ -48,12 +48,11 @@ def publish(work: Path, result: EvalResult) -> EvalResult:
 def writing(
     folder: Path, identity: str, check: Callable[[], object] = bool, *, resume: bool = True, leads: bool = True
 ) -> Iterator[Path]:
-    """Hold a run's folder for writing in its ``.work/``; files of the same `identity` are kept to `resume` from.
+    """Hold a run's folder for writing in its ``.work/``; files of the same `identity` are kept to `resume`.
 
-    Of processes that train together only the one that `leads` takes the lock
-    and prepares ``.work/``. Raises LaryError where another process writes
-    there, or where `check`, under the lock, finds or raises of a result that
-    is new.
+    Of processes that train together only the one that `leads` takes the lock.
+    Raises LaryError where another process writes there, or where `check`, under
+    the lock, finds or raises of a result that is new.
     """
     work = folder / WORK
     if not leads:
@@ -64,7 +63,8 @@ def writing(
         _move(folder)
         if check():
             raise LaryError(f"{folder} was just finished by another process: start this command again.")
-        mark, wanted = work / IDENTITY, f"{identity} {__version__}"
+        mark = work / IDENTITY
+        wanted = f"{identity} {__version__}"
         known = ""
         with suppress(OSError):
             known = read_limited(mark, 1 << 12).decode(errors="replace")
@@ -99,7 +99,8 @@ def _move(folder: Path) -> None:
     for name in stale:
         inside(folder, name).unlink(missing_ok=True)
     for name in result.files:
-        source, target = inside(work, name), inside(folder, name)
+        source = inside(work, name)
+        target = inside(folder, name)
         if os.path.lexists(source):  # else it was moved before the interruption
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(source, target)
@@ -126,9 +127,9 @@ class FinishedRun:
     @property
     def settings(self) -> tuple[str, ...]:
         """What runs must share to be in one figure, besides the data set."""
-        result = self.result
-        probe = ["" if result.probe in USUAL_PROBES else result.probe, f"{result.folds}-folds" if result.folds else ""]
-        return (result.protocol, result.preset, result.action_mode or "", "-".join(filter(None, probe)))
+        own = self.result
+        probe = [own.probe] * (own.probe not in USUAL_PROBES) + [f"{own.folds}-folds"] * bool(own.folds)
+        return own.protocol, own.preset, own.action_mode or "", "-".join(probe)
 
     @property
     def suffix(self) -> str:
@@ -148,13 +149,13 @@ class FinishedRun:
 
         Results of version 0.1 have no digests, and are believed.
         """
-        path, digests = inside(self.folder, name), self.result.files
+        path = inside(self.folder, name)
+        digests = self.result.files
         if not any(digests.values()):
             return path
         if name not in digests:
-            raise LaryError(
-                f"{self.folder / FILE_NAME} names no file {name}, so none there belongs to this run. {AGAIN}"
-            )
+            where = self.folder / FILE_NAME
+            raise LaryError(f"{where} names no file {name}, so none there belongs to this run. {AGAIN}")
         try:
             found = file_digest(path, 64)
         except OSError as error:

@@ -61,7 +61,8 @@ def best_result(outcome: RegressionOutcome) -> dict[str, float]:
     losses = {entry.get("epoch"): entry.get("train_loss", np.nan) for entry in outcome.history}
     row: dict[str, float] = {"best_epoch": epoch, "train_loss": float(losses.get(epoch, np.nan))}
     for role, split in outcome.splits.items():
-        values, targets = split.selections[name].values, split.targets
+        values = split.selections[name].values
+        targets = split.targets
         row[f"val_{role}_loss"] = float(split.loss[name])
         row[f"val_{role}_mse"] = metrics.mse(values, targets)
         by_dim = zip(outcome.dims, metrics.mse_per_dim(values, targets), strict=True)
@@ -71,7 +72,7 @@ def best_result(outcome: RegressionOutcome) -> dict[str, float]:
 
 
 def write_regression_files(
-    folder: Path, outcome: RegressionOutcome, frames: Frames | None = None, units: Sequence[str] = ()
+    folder: Path, outcome: RegressionOutcome, frames: Frames | None, units: Sequence[str]
 ) -> tuple[str, ...]:
     """Write the files of a regression for its headline selection; returns their names.
 
@@ -80,7 +81,8 @@ def write_regression_files(
     """
     row, split = best_result(outcome), outcome.splits["seen"]
     files = {"best_result.csv": csv_text([row, row.values()]).encode()}
-    place, chunks = f"eval_vis/epoch_{row['best_epoch']}", chunks_of(split)
+    place = f"eval_vis/epoch_{row['best_epoch']}"
+    chunks = chunks_of(split)
     drawn = []
     for index, (sample, _, error) in enumerate(example_rows(split)):
         if frames is not None:
@@ -162,7 +164,9 @@ Arrays = TypeVar("Arrays", SampleScores, Chunks)
 
 
 def chunks_of(split: SplitOutcome) -> Chunks:
-    samples, mean, std = split.samples, split.mean[:, None], split.std[:, None]
+    samples = split.samples
+    mean = split.mean[:, None]
+    std = split.std[:, None]
     values = split.selections[headline(split.selections)].values
     media = tuple(paths[0] for paths in samples.media)
     return Chunks(samples.ids, samples.groups, media, values * std + mean, split.targets * std + mean)
@@ -170,7 +174,8 @@ def chunks_of(split: SplitOutcome) -> Chunks:
 
 def class_scores(runs: Sequence[ClassificationOutcome]) -> dict[str, SampleScores]:
     """Right or wrong, by role, from probes of several seeds."""
-    samples, first = runs[0].samples, headline(runs[0].selections)
+    samples = runs[0].samples
+    first = headline(runs[0].selections)
     right = [run.selections[first].logits.argmax(axis=1) == run.labels for run in runs]
     return {"seen": SampleScores(samples.ids, samples.groups, np.stack(right).astype(np.float32))}
 
@@ -195,7 +200,8 @@ def answers_of(runs: Sequence[ClassificationOutcome]) -> dict[str, Array]:
     found: dict[str, Array] = {"classes": np.array(runs[0].classes), "seen_labels": runs[0].labels}
     for name in runs[0].selections:
         logits = np.stack([run.selections[name].logits for run in runs])
-        best = found[f"seen_best_{name}"] = np.argsort(-logits, axis=2, kind="stable")[..., :TOP_K].astype(np.int32)
+        best = np.argsort(-logits, axis=2, kind="stable")[..., :TOP_K].astype(np.int32)
+        found[f"seen_best_{name}"] = best
         found[f"seen_logits_{name}"] = np.take_along_axis(logits, best, axis=2)
     return found
 
@@ -216,7 +222,8 @@ def write_actions(folder: Path, runs: Sequence[RegressionOutcome]) -> None:
         for name in split.selections:
             values = [run.splits[role].selections[name].values for run in runs]
             found[f"{role}_normalised_{name}"] = np.stack(values)
-    _write_arrays(folder / ACTIONS, {role: chunks_of(split) for role, split in runs[0].splits.items()}, **found)
+    chunks = {role: chunks_of(split) for role, split in runs[0].splits.items()}
+    _write_arrays(folder / ACTIONS, chunks, **found)
 
 
 def _write_arrays(file: Path, tables: Mapping[str, SampleScores | Chunks], **more: Array) -> None:
@@ -227,7 +234,8 @@ def _write_arrays(file: Path, tables: Mapping[str, SampleScores | Chunks], **mor
 
 def read_arrays(kind: type[Arrays], run: FinishedRun, role: str = "seen") -> Arrays:
     """The scores or chunks of a role. Raises LaryError if they are missing or torn."""
-    name, parts = PREDICTIONS if kind is SampleScores else ACTIONS, [part.name for part in fields(kind)]
+    name = PREDICTIONS if kind is SampleScores else ACTIONS
+    parts = [part.name for part in fields(kind)]
     file = run.folder / name
     if not file.is_file():
         raise LaryError(f"{file} does not exist: run the probe again with --overwrite, then it is written.")

@@ -40,20 +40,24 @@ def pooled_rows(runs: Iterable[FinishedRun]) -> list[Row]:
     copies: Counter[Any] = Counter()
     for run in runs:
         result = run.result
-        seeds, options = result.seeds or (result.seed,), {**result.options, "seed": None}
+        seeds = result.seeds or (result.seed,)
+        options = {**result.options, "seed": None}
         inputs = [own for own in result.inputs if own.name != "options"]
         same = repr((result.label, result.model, result.dataset, inputs, options))
         copies[same, seeds] += 1
         found.setdefault((same, len(seeds) > 1 and seeds, copies[same, seeds]), []).append(run)
-    rows = [_pooled(own) for own in found.values()]
+    rows = list(map(_pooled, found.values()))
     names = Counter(row.label for row in rows)
-    for row in [row for row in rows if names[row.label] > 1]:
-        row.label += f" [{'/'.join(row.runs[0].folder.parts[-2:])}]"
+    for row in rows:
+        if names[row.label] > 1:
+            row.label += f" [{'/'.join(row.runs[0].folder.parts[-2:])}]"
     return rows
 
 
 def _pooled(runs: Sequence[FinishedRun]) -> Row:
-    first, unit, scored = runs[0].result, runs[0].result.score.unit, None
+    first = runs[0].result
+    unit = runs[0].result.score.unit
+    scored = None
     tables = [run.result.selections[run.result.headline].metrics for run in runs]
     metrics = dict(tables[0])
     with suppress(LaryError, ValueError):
@@ -78,18 +82,17 @@ def _pooled(runs: Sequence[FinishedRun]) -> Row:
 def ranked(rows: Iterable[Row], primary: str) -> list[Row]:
     """The rows, best first, with ranks of models and baselines: one more than there are better ones.
 
-    The best of them is chosen from the same numbers that it is compared by, so
-    p is corrected by Holm (1979) for all pairs of tested rows; those without
-    the best count as p = 1, the worst case.
+    The best is chosen from the numbers that it is compared by, so p is corrected
+    by Holm (1979) for all pairs of tested rows; those without it count as p = 1.
     """
     order = sorted(rows, key=lambda row: row.metrics[primary].rank)
     own = [row for row in order if row.kind in ("model", "baseline")]
     for row in own:
         row.rank = 1 + sum(each.metrics[primary].rank < row.metrics[primary].rank for each in own)
         row.reading = _compared(own[0], row)
+    tested = [row for row in own if row.p is not None]
     known = [row.p for row in own if row.p is not None]
     others = [1.0] * (len(known) * (len(known) - 1) // 2)
-    tested = (row for row in own if row.p is not None)
     for row, row.p in zip(tested, stats.holm([*known, *others]), strict=False):
         row.reading = READINGS["even"] if row.p >= 0.05 else row.reading
     return order

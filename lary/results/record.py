@@ -351,7 +351,8 @@ def schema_text() -> str:
 
 def write_result(path: Path, result: EvalResult) -> None:
     """Write a result atomically, sealed by the SHA-256 of its text without the seal."""
-    text, mark = json_text(result.model_copy(update={"seal": ""}).model_dump(mode="json")), '"seal": "'
+    text = json_text(result.model_copy(update={"seal": ""}).model_dump(mode="json"))
+    mark = '"seal": "'
     write_text(path, text.replace(mark, mark + hashlib.sha256(text.encode()).hexdigest(), 1))
 
 

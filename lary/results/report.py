@@ -27,8 +27,16 @@ MOST_WHOLE = 60
 """Runs whose details are on the page; more have files beside it."""
 PICTURE_SIZE = 192
 PICTURE_BYTES = 20_000_000
-METRIC_NAMES = {"top1": "Top-1", "top5": "Top-5", "macro_recall": "Mean recall", "macro_f1": "Macro F1"}
-METRIC_NAMES |= {"seen_mse": "MSE", "seen_r2": "R²", "unseen_mse": "MSE, unseen", "unseen_r2": "R², unseen"}
+METRIC_NAMES = {
+    "top1": "Top-1",
+    "top5": "Top-5",
+    "macro_recall": "Mean recall",
+    "macro_f1": "Macro F1",
+    "seen_mse": "MSE",
+    "seen_r2": "R²",
+    "unseen_mse": "MSE, unseen",
+    "unseen_r2": "R², unseen",
+}
 READINGS = {"": "", "even": "no clear difference", "better": "a clear gain", "worse": "clearly worse"}
 PUBLISHED = {
     "leaderboard_classification": True,
@@ -41,9 +49,9 @@ PAPER = {"protocol": "paper", "preset": "paper", "actions": "absolute", "probe":
 
 
 def write_report(folder: str | Path, target: str | Path | None = None) -> Path:
-    """Write the report of all results below `folder` to ``report.html`` in it or `target`.
+    """Write the report of all results below `folder` to ``report.html`` in it or `target`; returns where.
 
-    Returns where; the details of many runs are in files beside it. Raises UsageError without a folder or a result.
+    Details of many runs are in files beside it. Raises UsageError without a folder or a result.
     """
     folder = as_path(folder)
     runs, broken = find_results(folder)
@@ -192,10 +200,11 @@ def _pictures(run: FinishedRun, example: Example) -> Iterator[tuple[str, str]]:
 def paper_scores(result: EvalResult) -> dict[str, Metric]:
     """The paper's numbers for the data set of a result, by model."""
     score, data = result.score, result.dataset.name
-    tables = [paper_rows(name) for name, higher in PUBLISHED.items() if higher is score.higher_is_better]
-    rows = [row for table in tables for row in table if row.get(data)]
-    without = {"low": None, "high": None, "no_interval": ""}
-    return {row["model"]: score.model_copy(update={"value": float(row[data]) / score.scale, **without}) for row in rows}
+    names = [name for name, higher in PUBLISHED.items() if higher is score.higher_is_better]
+    rows = [row for name in names for row in paper_rows(name) if row.get(data)]
+    values = {row["model"]: float(row[data]) / score.scale for row in rows}
+    higher = score.higher_is_better
+    return {name: Metric(value=own, unit=score.unit, higher_is_better=higher) for name, own in values.items()}
 
 
 def published_score(result: EvalResult) -> Metric | None:
@@ -210,7 +219,9 @@ def published_rows(run: FinishedRun) -> tuple[list[Row], str]:
     own = zip(PAPER.items(), (*run.settings, run.result.dataset.split_set), strict=True)
     differs = [f"{name} {value}" for (name, usual), value in own if value not in ("", usual)]
     found = paper_scores(run.result).items()
-    if not found or differs:
-        beside = f"are not beside these runs, which have {', '.join(differs)}."
-        return [], f"The paper's numbers for this data set {beside}" if found else "The paper has no such data set."
+    if not found:
+        return [], "The paper has no such data set."
+    if differs:
+        which = f"these runs, which have {', '.join(differs)}"
+        return [], f"The paper's numbers for this data set are not beside {which}."
     return [Row(f"{name} (paper)", "published", {run.result.primary: own}) for name, own in found], ""

@@ -66,7 +66,8 @@ def _write_maps(run: FinishedRun, context: Context, known: dict[str, None]) -> F
     result = run.result
     if not result.options_given:
         raise LaryError("its result doesn't tell the options that it was made with")
-    dataset, names = DATASETS.get(result.dataset.name), LatentsRef.__dataclass_fields__
+    dataset = DATASETS.get(result.dataset.name)
+    names = LatentsRef.__dataclass_fields__
     given = {name: value for name, value in result.options_given.items() if name in names}
     ref = LatentsRef(**given | {"dataset": dataset.name, "split": dataset.validation})
     model = chosen_model(ref)
@@ -82,7 +83,10 @@ def _write_maps(run: FinishedRun, context: Context, known: dict[str, None]) -> F
     view = model.preprocessing(ref.protocol, split.table.spec.media)
     of_view = range(view.frames or 0)
     layout = layout_of(split.source.shape, len(of_view) or split.frames, model)
-    weights = weights.reshape(len(rows), len(layout.steps), layout.tokens)
+    steps = len(layout.steps)
+    tokens = layout.tokens
+    side = layout.side
+    weights = weights.reshape(len(rows), steps, tokens)
     chosen = [split.table[row] for row in rows]
     pictures = [_frames_as_seen(split, sample, view) for sample in chosen]
     samples = [
@@ -97,24 +101,31 @@ def _write_maps(run: FinishedRun, context: Context, known: dict[str, None]) -> F
         }
         for place, sample in enumerate(chosen)
     ]
-    each = [sample.id for sample in chosen], range(len(layout.steps)), range(layout.tokens)
+    each = [sample.id for sample in chosen], range(steps), range(tokens)
     index = MultiIndex.from_product(each, names=["sample", "step", "token"])
     table = DataFrame(index=index).reset_index()
-    table["row"], table["column"] = divmod(table["token"], layout.side) if layout.side else (None, None)
+    table["row"], table["column"] = divmod(table["token"], side) if side else (None, None)
     table["weight"] = weights.ravel()
-    cell = 1.25 if len(layout.steps) > 3 else 1.9
+    cell = 1.25 if steps > 3 else 1.9
     height = sum(cell * (1 if shown is None else 2) + 0.6 for shown in pictures)
-    with new_figure(max(1.2 + cell * len(layout.steps), 6.4), 0.7 + height) as figure:
+    with new_figure(max(1.2 + cell * steps, 6.4), 0.7 + height) as figure:
         limit = float(np.percentile(weights * weights[0].size, BRIGHTEST))
         blocks = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
         for block, about, own, shown in zip(blocks, samples, weights, pictures, strict=True):
             _draw_maps(block, about, own, shown, layout, limit)
-        kind = f"{layout.side} x {layout.side} places" if layout.side else f"{layout.tokens} tokens without a place"
+        kind = f"{side} x {side} places" if side else f"{tokens} tokens without a place"
         title = f"{dataset_title(result)}, {result.label}: attention of the probe"
         figure.suptitle(f"{title}\n{kind} per step; {run.about}", fontsize=9.5)
-        facts = {"dataset": dataset.name, "model": result.label, "grid": layout.side, "tokens_per_step": layout.tokens}
-        facts |= {"frames_of_steps": layout.steps, "samples": samples}
-        return context.write(f"attention_{slug(dataset.name)}_{slug(run.folder.name)}", figure, table, run, **facts)
+        facts = {
+            "dataset": dataset.name,
+            "model": result.label,
+            "grid": side,
+            "tokens_per_step": tokens,
+            "frames_of_steps": layout.steps,
+            "samples": samples,
+        }
+        stem = f"attention_{slug(dataset.name)}_{slug(run.folder.name)}"
+        return context.write(stem, figure, table, run, **facts)
 
 
 def _chosen_rows(split: SplitLatents, context: Context, known: dict[str, None]) -> list[int]:
@@ -127,9 +138,8 @@ def _chosen_rows(split: SplitLatents, context: Context, known: dict[str, None]) 
     known |= dict.fromkeys(names)
     if config.sample:
         return [names[name] for name in config.sample if name in names]
-    order = np.argsort(split.table.labels(), kind="stable")
-    chosen: list[int] = order[_even_places(config.count, len(order))].tolist()
-    return chosen
+    order: Ints = np.argsort(split.table.labels(), kind="stable")
+    return list(map(int, order[_even_places(config.count, len(order))]))
 
 
 def _even_places(count: int, length: int) -> Ints:
@@ -187,10 +197,11 @@ def _draw_maps(
         axes.axis("off")
         axes.set_title(f"{about['frames'][part[-1]]}: {100 * weights[step].sum():.0f} %", fontsize=7)
         if pictures is not None:
+            picture = pictures[part[-1]]
             above[0][step].axis("off")
-            above[0][step].imshow(pictures[part[-1]], extent=extent)
+            above[0][step].imshow(picture, extent=extent)
             if side:
-                axes.imshow(pictures[part[-1]].mean(axis=-1), cmap="gray", vmin=0, vmax=255, extent=extent)
+                axes.imshow(picture.mean(axis=-1), cmap="gray", vmin=0, vmax=255, extent=extent)
         own = (weights[step] * weights.size).reshape(side or -1, side or 1)  # 1 is uniform attention
         alpha = OPACITY if there and side else 1.0
         image = axes.imshow(own, cmap="inferno", vmin=0, vmax=limit, alpha=alpha, extent=extent)
@@ -224,8 +235,9 @@ def chosen_episodes(chunks: Chunks, wanted: Sequence[str], count: int) -> list[s
 
     if wanted:
         return [name for name in wanted if name in chunks.groups]
-    scale = np.maximum(chunks.true.reshape(-1, chunks.true.shape[-1]).std(axis=0, dtype=np.float64), 1e-12)
-    error = Series(np.square((chunks.predicted - chunks.true) / scale).mean(axis=(1, 2)))
+    true = chunks.true
+    scale = np.maximum(true.reshape(-1, true.shape[-1]).std(axis=0, dtype=np.float64), 1e-12)
+    error = Series(np.square((chunks.predicted - true) / scale).mean(axis=(1, 2)))
     table = error.groupby(list(chunks.groups), sort=False).agg(["size", "mean"])
     long = table[table["size"] >= table["size"].median()].sort_values("mean", kind="stable")
     return list(long.index[_even_places(count, len(long))])
@@ -237,7 +249,7 @@ def rows_of_episode(chunks: Chunks, name: str) -> tuple[list[int], list[int], bo
     numbers = [NUMBER.findall(PurePosixPath(chunks.media[row]).stem) for row in rows]
     frames = [int(found[-1]) if found else -1 for found in numbers]
     if len(set(frames)) < len(frames) or min(frames) < 0:
-        return rows, list(range(0, len(rows) * chunks.true.shape[1], chunks.true.shape[1])), False
+        return rows, [place * chunks.true.shape[1] for place in range(len(rows))], False
     return [row for _, row in sorted(zip(frames, rows, strict=True))], sorted(frames), True
 
 
@@ -251,7 +263,7 @@ def _write_episodes(context: Context, run: FinishedRun, chunks: Chunks, episodes
     result, (_, steps, size) = run.result, chunks.true.shape
     names = list(dict.fromkeys(row.name for row in result.dimensions if row.split == "seen"))
     names += [f"dimension {place}" for place in range(len(names), size)]
-    units = [*result.dataset.units, *([""] * size)]
+    units = [*result.dataset.units] + [""] * size
     change = "Δ " if result.action_mode == "relative" else ""
     tables = []
     with new_figure(0.9 + 3.1 * len(episodes), 1.25 + 0.95 * size) as figure:
@@ -259,12 +271,20 @@ def _write_episodes(context: Context, run: FinishedRun, chunks: Chunks, episodes
         for column, episode in enumerate(episodes):
             rows, starts, numbered = rows_of_episode(chunks, episode)
             frames = np.array(starts)[:, None] + np.arange(steps)
-            true, predicted = chunks.true[rows], chunks.predicted[rows]
+            true = chunks.true[rows]
+            predicted = chunks.predicted[rows]
             sample, step, dim = np.indices(true.shape).reshape(3, -1)
-            about: JsonDict = {"episode": episode, "sample": np.array(chunks.ids)[rows][sample]}
-            about |= {"frame": frames[sample, step], "step": step}
-            about |= {"dimension": np.array(names)[dim], "unit": np.array(units)[dim]}
-            tables.append(DataFrame(about | {"predicted": predicted.ravel(), "true": true.ravel()}))
+            cells = {
+                "episode": episode,
+                "sample": np.array(chunks.ids)[rows][sample],
+                "frame": frames[sample, step],
+                "step": step,
+                "dimension": np.array(names)[dim],
+                "unit": np.array(units)[dim],
+                "predicted": predicted.ravel(),
+                "true": true.ravel(),
+            }
+            tables.append(DataFrame(cells))
             for place, axes in enumerate(grid[:, column]):
                 # A NaN behind each chunk ends its line.
                 steps_at, truth, guess = (

@@ -118,7 +118,8 @@ macro_scores = Statistic(_macro, _macro_counts, _macro_trials, ((0, 1),))
 
 def class_sums(labels: Ints, predicted: Ints, classes: int, clusters: Ints) -> Doubles:
     """Sums per cluster for `macro_scores`, (G, 3L) float64."""
-    true, guess = np.eye(classes)[labels], np.eye(classes)[predicted]
+    true = np.eye(classes)[labels]
+    guess = np.eye(classes)[predicted]
     return cluster_sums(np.hstack([true * guess, true, guess]), clusters)
 
 
@@ -149,7 +150,8 @@ their mean per dimension, NaN for constant targets."""
 
 def error_columns(prediction: npt.ArrayLike, target: npt.ArrayLike) -> Doubles:
     """One row per sample for `error_scores` from (n, K, A) arrays, (n, 4A) float64."""
-    guess, truth = np.asarray(prediction, dtype=np.float64), np.asarray(target, dtype=np.float64)
+    guess = np.asarray(prediction, dtype=np.float64)
+    truth = np.asarray(target, dtype=np.float64)
     count = np.full((len(truth), truth.shape[2]), float(truth.shape[1]))
     error = ((guess - truth) ** 2).sum(axis=1)
     return np.hstack([error, truth.sum(axis=1), (truth**2).sum(axis=1), count])
@@ -264,7 +266,8 @@ class Spread:
         """The interval on the scale on which the metric has no limit."""
         value, (lowest, highest) = float(self.value[column]), self.limits[column]
         total, freedom = self.total(column)
-        error, student = total**0.5, float(stdtrit(freedom, (1 + LEVEL) / 2))
+        error = total**0.5
+        student = float(stdtrit(freedom, (1 + LEVEL) / 2))
         # Johnson (1978): a studentised mean of skewed values needs this much more on their long side.
         clusters = self.variance(column) / total
         skewed = clusters * SKEWNESS * float(self.lopsided[column]) * (1 + 2 * student**2) / 6
@@ -273,8 +276,10 @@ class Spread:
             # Errors of a single cluster have a standard error as large as their rate: no scale helps there.
             rate = min(value, 1 - value)
             most = max(rate / error, 1.0) * (MORE_ERRORS * rate + NO_ERRORS / float(self.trials[column])) / clusters
-            middle, slope = logit(rate), error / (rate * (1 - rate))
-            low, high = float(expit(middle - student * slope)), min(float(expit(middle + longer * slope)), most)
+            middle = logit(rate)
+            slope = error / (rate * (1 - rate))
+            low = float(expit(middle - student * slope))
+            high = min(float(expit(middle + longer * slope)), most)
             return (low, high) if value <= 0.5 else (1 - high, 1 - low)
         longer = max(student, min(student + skewed, LONGEST))
         if lowest == 0:
@@ -324,7 +329,8 @@ def p_value(parts: Sequence[Part]) -> float:
     changes the signs of whole clusters (Fisher 1935), at least 2^(1 - G).
     """
     found = spread_of(parts)
-    reason, value = found.reason(0), abs(float(found.value[0]))
+    reason = found.reason(0)
+    value = abs(float(found.value[0]))
     if reason not in ("", NO_SPREAD):
         return np.nan
     student = 0.0 if value else 1.0
@@ -346,7 +352,8 @@ def sign_p(differences: Doubles) -> float:
     # The bits of a number say which clusters change their sign.
     changed = np.arange(2 ** len(differences))[:, None] >> np.arange(len(differences)) & 1
     signs = 1.0 - 2.0 * changed
-    sums, own = np.abs(signs @ differences), abs(float(differences.sum()))
+    sums = np.abs(signs @ differences)
+    own = abs(float(differences.sum()))
     return float((sums >= own * (1 - ROUNDING)).mean())
 
 

@@ -52,7 +52,8 @@ def export_runs(places: Sequence[Path], out: Path, *, predictions: bool = True) 
         raise UsageError(f"-o {out}: the file is an archive, so its name ends in .zip.")
     content: dict[str, bytes] = {}
     for number, run in enumerate(runs):
-        arrays = {name: run.file(name).read_bytes() for name in ARRAYS if predictions and name in run.result.files}
+        names = [name for name in ARRAYS if name in run.result.files] if predictions else []
+        arrays = {name: run.file(name).read_bytes() for name in names}
         content |= {f"runs/{number}/{name}": data for name, data in arrays.items()}
         with tempfile.TemporaryDirectory() as scratch:
             write_result(file := Path(scratch) / FILE_NAME, portable(run.result, arrays))
@@ -98,7 +99,8 @@ def build_board(folder: Path, out: Path) -> tuple[str, int]:
     files = sorted(folder.glob("*.zip"))
     if not files:
         raise UsageError(f"{folder} holds no submission: they are files NAME.zip, written by 'lary export'.")
-    runs, table = out / "runs", [("submission", "model", "runs", "verified", "refused because")]
+    runs = out / "runs"
+    table = [("submission", "model", "runs", "verified", "refused because")]
     shutil.rmtree(runs, ignore_errors=True)
     runs.mkdir(parents=True)
     refused = 0
@@ -129,9 +131,8 @@ def checked_runs(folder: Path) -> tuple[list[FinishedRun], int]:
     if broken:
         raise LaryError(f"{broken[0][0]}: {broken[0][1]}")
     if not found or {run.result.model.name for run in found} != {facts.get("model")}:
-        raise LaryError(
-            f"{folder / MANIFEST} names the model {json.dumps(facts.get('model'))[:LONGEST_NAME]}, its runs don't."
-        )
+        name = json.dumps(facts.get("model"))[:LONGEST_NAME]
+        raise LaryError(f"{folder / MANIFEST} names the model {name}, its runs don't.")
     for run in found:
         if run.result.files and (wrong := verify_run(run.folder)[1]):
             raise LaryError(wrong[0])

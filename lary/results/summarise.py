@@ -34,7 +34,8 @@ Scores = dict[str, tuple[stats.Interval, int, Unit]]
 
 def metric(found: stats.Interval, index: int, unit: Unit) -> Metric:
     """A value of an interval as a metric; errors and angles are better if lower."""
-    higher, reason = unit in ("fraction", "none"), found.reasons[index]
+    higher = unit in ("fraction", "none")
+    reason = found.reasons[index]
     ends = {"no_interval": reason} if reason else {"low": found.low[index], "high": found.high[index]}
     return Metric(value=found.value[index], unit=unit, higher_is_better=higher, **ends)
 
@@ -62,7 +63,8 @@ def _finished(
     roles: JsonDict = getattr(runs[0], "splits", {})
     splits = [run.splits["seen"] if roles else run for run in runs]
     groups = splits[0].samples.groups
-    count, first = f"{len(set(groups))} {facts.dataset.unit}", headline(splits[0].selections)
+    count = f"{len(set(groups))} {facts.dataset.unit}"
+    first = headline(splits[0].selections)
     selections, per_seed = {}, []
     for name, own in splits[0].selections.items():
         loss = {role: split.loss[name] for role, split in roles.items() if name in split.loss}
@@ -72,10 +74,8 @@ def _finished(
         own = split.selections[first]
         per_seed.append({"seed": seed, "epoch": own.epoch, "head": own.head, "metrics": values})
     several = f", with the spread of {len(runs)} seeds" if len(runs) > 1 else ""
-    interval = (
-        f"95 % by Student's t and the jackknife over {count} ({len(groups)} samples), "
-        f"corrected for unequal sizes and skewness{several}."
-    )
+    of = f"{count} ({len(groups)} samples), corrected for unequal sizes and skewness{several}"
+    interval = f"95 % by Student's t and the jackknife over {of}."
     if len(set(groups)) < stats.MIN_CLUSTERS:
         interval = f"No intervals: the {len(groups)} samples come from {count}, and {stats.MIN_CLUSTERS} are needed."
     history = to_json(runs[0].history, inf_nan_mode="null", fallback=lambda value: value.item())
@@ -98,10 +98,9 @@ def _finished(
 def classification_result(
     outcome: ClassificationOutcome, facts: RunFacts, others: Sequence[ClassificationOutcome] = ()
 ) -> EvalResult:
-    """The record of a classification.
+    """The record of a classification; `others` are probes with further seeds.
 
-    `others` are probes with the further seeds, on the same samples. Raises LaryError where the
-    split is empty or scores aren't finite.
+    Raises LaryError where the split is empty or scores aren't finite.
     """
     runs = (outcome, *others)
     labels, count = outcome.labels, len(outcome.classes)
@@ -197,9 +196,8 @@ class _Predicted:
         dims = self.split.targets.shape[2]
         if all((own == own[:1]).all() for own in self.values):
             # Nobody explains anything by the same answer to every sample.
-            found = replace(
-                found, high=np.minimum(found.high, np.maximum(found.value, np.repeat((np.inf, 0), dims + 1)))
-            )
+            most = np.maximum(found.value, np.repeat((np.inf, 0), dims + 1))
+            found = replace(found, high=np.minimum(found.high, most))
         scores: Scores = {f"{self.role}_mse": (found, dims, "normalised")}
         if not np.isnan(found.value[-1]):
             scores[f"{self.role}_r2"] = (found, 2 * dims + 1, "none")
@@ -212,27 +210,29 @@ class _Predicted:
         """
         if not parts:
             return
-        chosen, clusters = [list(members) for members in parts.values()], self.clusters
+        chosen = [list(members) for members in parts.values()]
+        clusters = self.clusters
 
         def means(scale: Any) -> stats.Interval:
             errors = [own * scale for own in self.squared()]
             tables = (np.stack([own[:, dims].mean(axis=1) for dims in chosen], axis=1) for own in errors)
             return _means(tables, clusters, stats.magnitude)
 
-        normalised, physical = means(1.0), means(self.split.std.astype(np.float64) ** 2)
+        normalised = means(1.0)
+        physical = means(self.split.std.astype(np.float64) ** 2)
         sums = np.stack([stats.error_columns(own, self.split.targets).sum(axis=0) for own in self.values])
         for index, (name, dims) in enumerate(zip(parts, chosen, strict=True)):
             columns = np.add.outer(np.arange(4) * self.split.targets.shape[2], dims).ravel()
             explained = stats.error_scores(sums[:, columns])[:, -1].mean()
             shared = {units[dim] for dim in dims if dim < len(units)}
-            unit = shared.pop() if len(shared) == 1 else None
+            alike = len(shared) == 1
             yield {
                 "split": self.role,
                 "name": name,
                 "mse": metric(normalised, index, "normalised"),
                 "r2": None if math.isnan(explained) else explained,
-                "physical_mse": metric(physical, index, "physical") if unit is not None else None,
-                "unit": unit or "",
+                "physical_mse": metric(physical, index, "physical") if alike else None,
+                "unit": shared.pop() if alike else "",
             }
 
     def angle(self, orientations: Sequence[Orientation]) -> Metric | None:
@@ -275,7 +275,9 @@ def regression_result(
     `others` are probes with further seeds. `orientations` are for absolute actions.
     Raises LaryError where a split is empty or predictions aren't finite.
     """
-    runs, seen, units = (outcome, *others), outcome.splits["seen"], facts.dataset.units
+    runs = (outcome, *others)
+    seen = outcome.splits["seen"]
+    units = facts.dataset.units
     first = headline(seen.selections)
     scores: dict[str, Scores] = {}
     predicted: dict[tuple[str, str], _Predicted] = {}
@@ -287,12 +289,13 @@ def regression_result(
             _check_finite(values, f"predictions on the {role} split")
             own = predicted[role, name] = _Predicted(role, split, split.samples.groups, values, facts.seed)
             scores.setdefault(name, {}).update(own.overall())
-    tables: dict[str, list[JsonDict]] = {"dimensions": [], "dimension_groups": [], "robots": [], "orientations": []}
+    names = "dimensions", "dimension_groups", "robots", "orientations"
+    tables: dict[str, list[JsonDict]] = {name: [] for name in names}
     dims = {name: (index,) for index, name in enumerate(outcome.dims)}
     for role, split in outcome.splits.items():
         own = predicted[role, first]
         for row in own.parts(dims, [*units, *[""] * len(dims)]):
-            tables["dimensions"].append({**row, "rmse": row["physical_mse"].value ** 0.5})
+            tables["dimensions"].append(row | {"rmse": row["physical_mse"].value ** 0.5})
         tables["dimension_groups"] += own.parts(outcome.groups, units)
         robots = np.array(split.samples.embodiments)
         for robot in np.unique(robots).tolist():
@@ -300,8 +303,8 @@ def regression_result(
             tables["robots"].append(part.robot(robot, outcome.groups, facts, orientations))
         for each in orientations:
             if (degrees := own.angle([each])) is not None:
-                about = {"split": role, "name": each.name, "convention": each.convention, "dims": each.dims}
-                tables["orientations"].append({**about, "degrees": degrees})
+                row = {"split": role, "name": each.name, "convention": each.convention, "dims": each.dims}
+                tables["orientations"].append(row | {"degrees": degrees})
     own, gains = predicted["seen", first], {}
     for name in seen.controls:
         pairs = zip(own.squared(), predicted["seen", name].squared(), strict=True)
@@ -321,9 +324,8 @@ def angular_error(split: SplitOutcome, prediction: Floats, orientation: Orientat
 
     chosen = list(orientation.dims)
     mean, std = (part.astype(np.float64)[:, None, chosen] for part in (split.mean, split.std))
-    guess, truth = (
-        (values[..., chosen] * std + mean).reshape(-1, len(chosen)) for values in (prediction, split.targets)
-    )
+    both = (values[..., chosen] * std + mean for values in (prediction, split.targets))
+    guess, truth = (values.reshape(-1, len(chosen)) for values in both)
     there = np.ones(len(truth), dtype=bool)
     turn: Any = functools.partial(Rotation.from_euler, "xyz")
     if orientation.convention == "quaternion_xyzw":

@@ -1,8 +1,7 @@
 """``lary table``: finished runs as tables of a paper.
 
 There is one for each kind of probe, with a row per model and a column per data
-set. The best of a column is bold; rows of arXiv 2604.11689 stand beside one's
-own on request.
+set. The best of a column is bold; rows of arXiv 2604.11689 join on request.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from pathlib import Path
 from lary.configs import TableFormat
 from lary.files import csv_text
 from lary.results.figures import no_formula
-from lary.results.folder import FinishedRun, find_results
+from lary.results.folder import NO_RUN, FinishedRun, find_results
 from lary.results.record import Metric
 from lary.results.report import column_title, metric_name, paper_scores, settings_of
 from lary.types import UsageError
@@ -45,9 +44,8 @@ class Board:
 
 def table_text(folder: Path, kind: TableFormat, *, published: bool = False) -> str:
     """All runs below a folder as text of a format. Raises UsageError where there is none."""
-    runs, _ = find_results(folder)
-    if not runs:
-        raise UsageError(f"There is no finished run below {folder}: run 'lary classify' or 'lary regress' first.")
+    if not (runs := find_results(folder)[0]):
+        raise UsageError(NO_RUN.format(folder))
     boards = boards_of(runs, published)
     if kind == "csv":
         return csv_text([CSV_HEAD, *(row for board in boards for row in separated(board))])
@@ -60,15 +58,15 @@ def boards_of(runs: Sequence[FinishedRun], published: bool) -> list[Board]:
     found: dict[tuple[str, str], Board] = {}
     results = sorted((run.result for run in runs), key=lambda result: (result.label, settings_of(result)))
     for result in results:
-        unit = " in per cent" if result.score.unit == "fraction" else ""
-        caption = (
-            f"{metric_name(result.primary)}{unit}, {result.score.better} is better, 95 % intervals ({result.kind})"
-        )
+        score = result.score
+        name = metric_name(result.primary)
+        unit = " in per cent" if score.unit == "fraction" else ""
+        caption = f"{name}{unit}, {score.better} is better, 95 % intervals ({result.kind})"
         board = found.setdefault((result.kind, result.primary), Board(caption))
         column, row = column_title(result), result.label
         if column in board.cells.get(row, {}):
             row = f"{row} ({settings_of(result)})"
-        board.add(row, column, result.score)
+        board.add(row, column, score)
         if published and not (result.action_mode == "relative" or result.dataset.split_set or result.folds):
             for name, metric in paper_scores(result).items():
                 board.add(f"{name} (published)", column, metric)
@@ -100,21 +98,20 @@ def markdown(board: Board) -> str:
 def latex(board: Board) -> str:
     head, *rows = _rows(board, r"\textbf{{{}}}".format, _latex_text)
     lines = [f"    {' & '.join(row)} \\\\" for row in (head, *rows)]
-    return "\n".join(
-        [
-            r"\begin{table}",
-            rf"  \caption{{{_latex_text(board.caption)}}}",
-            rf"  \begin{{tabular}}{{l{'l' * len(board.columns)}}}",
-            r"    \toprule",
-            lines[0],
-            r"    \midrule",
-            *lines[1:],
-            r"    \bottomrule",
-            r"  \end{tabular}",
-            r"\end{table}",
-            "",
-        ]
-    )
+    parts = [
+        r"\begin{table}",
+        rf"  \caption{{{_latex_text(board.caption)}}}",
+        rf"  \begin{{tabular}}{{{'l' * len(head)}}}",
+        r"    \toprule",
+        lines[0],
+        r"    \midrule",
+        *lines[1:],
+        r"    \bottomrule",
+        r"  \end{tabular}",
+        r"\end{table}",
+        "",
+    ]
+    return "\n".join(parts)
 
 
 def _latex_text(text: str) -> str:

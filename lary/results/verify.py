@@ -6,6 +6,7 @@ this package.
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ def verify_run(place: Path) -> tuple[str, list[str]]:
     Raises UsageError without a run, LaryError for an unreadable result.
     """
     run = finished_run(place)
-    data, wrong, lacks = (run.folder / FILE_NAME).read_bytes(), [*_wrong_files(run)], []
+    data = (run.folder / FILE_NAME).read_bytes()
+    wrong = [*_wrong_files(run)]
+    lacks = []
     table = [("metric", "recorded", "recomputed", "")]
     try:
         for name, old, new in _metrics(run):
@@ -78,7 +81,8 @@ def _metrics(run: FinishedRun) -> Iterator[tuple[str, float, float]]:
         for metric, own in selection.metrics.items():
             yield f"{name} {metric}", own.value, sum(seed[metric] for seed in seeds) / len(seeds)
         for row, seed in zip(result.per_seed if name == result.headline else (), seeds, strict=False):
-            yield from ((f"seed {row.seed} {metric}", value, seed[metric]) for metric, value in row.metrics.items())
+            for metric, value in row.metrics.items():
+                yield f"seed {row.seed} {metric}", value, seed[metric]
     for each in result.orientations:
         yield f"{each.split} angle of {each.name}", each.degrees.value, _degrees(run, each)
 
@@ -88,7 +92,8 @@ def _class_scores(run: FinishedRun, selection: str) -> list[JsonDict]:
     classes, labels, seeds = read_npz(run.file("predictions.npz"), *names)
     found = []
     for best in seeds:
-        guess, chosen = best[:, 0], np.zeros((len(labels), len(classes)))
+        guess = best[:, 0]
+        chosen = np.zeros((len(labels), len(classes)))
         np.put_along_axis(chosen, best, 1, axis=1)
         scores = {
             "top1": metrics.accuracy_score(labels, guess),
@@ -119,7 +124,8 @@ def _degrees(run: FinishedRun, row: OrientationRow) -> float:
     unknown = (np.linalg.norm(every[0], axis=-1) <= SMALLEST_NORM) & (row.convention != "euler_xyz")
     every[..., -1] += 1e-12  # a zero quaternion that is predicted is no rotation
     flat = every.reshape(len(every), -1, len(row.dims))
-    true, *turns = (Rotation.from_euler("xyz", own) if len(row.dims) == 3 else Rotation.from_quat(own) for own in flat)
+    turn = partial(Rotation.from_euler, "xyz") if len(row.dims) == 3 else Rotation.from_quat
+    true, *turns = map(turn, flat)
     angles = (np.degrees((turn.inv() * true).magnitude()).reshape(unknown.shape) for turn in turns)
     return float(np.mean([np.ma.array(own, mask=unknown).mean(axis=1).mean() for own in angles]))
 

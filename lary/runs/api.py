@@ -7,16 +7,14 @@ come from the environment, ``lary.yaml`` and the defaults.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from lary.configs import ClassifyConfig, ControlsConfig, ExtractConfig, Paths, RegressConfig, RunConfig, make_options
 from lary.lam.configs import ReconstructConfig, TrainLamConfig
 from lary.types import JsonDict, as_path
 
 if TYPE_CHECKING:
-    from lary.results.compare import Comparison
     from lary.runs.controls import ControlReport
     from lary.runs.extract import ExtractReport
     from lary.runs.probe import ProbeRun
@@ -25,15 +23,17 @@ if TYPE_CHECKING:
 
 def paths_of(options: JsonDict) -> Paths:
     """Take folders, configuration and plug-ins, text or paths, out of `options`."""
-    given = {field.name: options.pop(field.name) for field in fields(Paths) if options.get(field.name) is not None}
-    plugin, config = given.pop("plugin", ()), given.pop("config", None)
+    given = {name: options.pop(name) for name in Paths.__dataclass_fields__ if options.get(name) is not None}
+    plugin = given.pop("plugin", ())
+    config = given.pop("config", None)
     plugins = (plugin,) if isinstance(plugin, (str, Path)) else plugin
     folders = {name: str(value) for name, value in given.items()}
     return Paths(plugin=tuple(map(as_path, plugins)), config=as_path(config) if config else None, **folders)
 
 
-def interface(name: str, kind: type[Any], place: str) -> Callable[..., Any]:
+def interface(kind: type[Any], place: str) -> Callable[..., Any]:
     """A public function with the options of `kind` and of `Paths`; calls ``MODULE:NAME``."""
+    name = place.partition(":")[2].removeprefix("run_")
 
     def call(**options: Any) -> Any:
         paths = paths_of(options)
@@ -47,21 +47,10 @@ def interface(name: str, kind: type[Any], place: str) -> Callable[..., Any]:
     return call
 
 
-extract: Callable[..., ExtractReport] = interface("extract", ExtractConfig, "lary.runs.extract:extract")
-classify: Callable[..., ProbeRun] = interface("classify", ClassifyConfig, "lary.runs.probe:classify")
-regress: Callable[..., ProbeRun] = interface("regress", RegressConfig, "lary.runs.probe:regress")
-run: Callable[..., RunReport] = interface("run", RunConfig, "lary.runs.run:run")
-train_lam: Callable[..., JsonDict] = interface("train_lam", TrainLamConfig, "lary.lam:train_lam")
-reconstruct: Callable[..., JsonDict] = interface("reconstruct", ReconstructConfig, "lary.runs.reconstruct:reconstruct")
-controls: Callable[..., ControlReport] = interface("controls", ControlsConfig, "lary.runs.controls:run_controls")
-
-
-def compare(*runs: str | Path, role: Literal["seen", "unseen"] = "seen", seed: int = 0) -> Comparison:
-    """Compare the first finished run with each other, on the shared samples of the split `role`.
-
-    Runs are folders or result.json files; `seed` is that of the resampling. Raises LaryError
-    for fewer than two runs, or runs that can't be compared.
-    """
-    from lary.results.compare import compare_results
-
-    return compare_results(runs, role, seed)
+extract: Callable[..., ExtractReport] = interface(ExtractConfig, "lary.runs.extract:extract")
+classify: Callable[..., ProbeRun] = interface(ClassifyConfig, "lary.runs.probe:classify")
+regress: Callable[..., ProbeRun] = interface(RegressConfig, "lary.runs.probe:regress")
+run: Callable[..., RunReport] = interface(RunConfig, "lary.runs.run:run")
+train_lam: Callable[..., JsonDict] = interface(TrainLamConfig, "lary.lam:train_lam")
+reconstruct: Callable[..., JsonDict] = interface(ReconstructConfig, "lary.runs.reconstruct:reconstruct")
+controls: Callable[..., ControlReport] = interface(ControlsConfig, "lary.runs.controls:run_controls")

@@ -1,9 +1,8 @@
 """The controls of a model as ordinary runs, and the margin of the model over each.
 
 Shuffled targets measure chance (Hewitt and Liang 2019), static pairs single
-frames, shuffled order what needs none; a random projection and random weights
-are of the same latents and the same architecture. Majority class and mean
-action are in every result.
+frames, shuffled order what needs none. Majority class and mean action are in
+every result.
 """
 
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from lary.data.spec import DATASETS
 from lary.latents.ref import LatentsRef, find_latent_table
 from lary.models.choices import CHOICES
 from lary.models.spec import MODELS, ModelSpec
-from lary.results.compare import compare_results
+from lary.results.compare import compare
 from lary.results.record import ALONE, FILE_NAME, EvalResult, Margin, number, write_result
 from lary.runs.extract import FRAME_CONTROLS
 from lary.runs.probe import ProbeRun
@@ -58,7 +57,8 @@ def run_controls(config: ControlsConfig, settings: Settings) -> ControlReport:
 
     The unseen split counts where it has latents. Raises UsageError, LaryError.
     """
-    model, dataset = MODELS.get(config.model), DATASETS.get(config.dataset)
+    model = MODELS.get(config.model)
+    dataset = DATASETS.get(config.dataset)
     roles = dataset.roles(config.splits)
     if "unseen" in roles and find_latent_table(settings, LatentsRef.of(config, roles["unseen"])) is None:
         del roles["unseen"]
@@ -73,12 +73,11 @@ def run_controls(config: ControlsConfig, settings: Settings) -> ControlReport:
                 raise
             left_out.append(f"{' '.join([asked.name, *map(str, changes.values())])}: {error}")
             log.warning("%s", error)
-    compared = compare_results(folders)
     margins = []
-    for each in compared.differences:
+    for each in compare(*folders).differences:
         other = each.other.result
-        value, identity = other.score.value, other.identity
-        margins.append(Margin(name=other.label, value=value, gain=each.gain, p=each.p, result=identity))
+        value = other.score.value
+        margins.append(Margin(name=other.label, value=value, gain=each.gain, p=each.p, result=other.identity))
     result = own.result.model_copy(update={"margins": tuple(margins)})
     write_result(own.folder / FILE_NAME, result)
     return ControlReport(result, tuple(left_out))

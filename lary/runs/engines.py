@@ -1,9 +1,8 @@
 """Work in several processes: one per device of this machine, or Ray for several.
 
-Tasks come from one queue, so that a slow device holds nobody up. A process or
-actor that dies is restarted with its task. With Ray, every machine has lary
-and sees the same files under the same paths. Files are bit-identical on all
-engines.
+Tasks come from one queue, so that a slow device holds nobody up. With Ray,
+every machine has lary and sees the same files under the same paths. Files are
+bit-identical on all engines.
 """
 
 from __future__ import annotations
@@ -94,15 +93,14 @@ def encode_all(
     processes = len(devices) if local else 1
     job = replace(job, pending=len(pending), threads=torch.get_num_threads(), processes=processes)
     with StopRequest() as stop, progress(len(pending), title) as bar:
+        advance = bar.advance
         if not local:
-            found = extract_on_ray(job, units, stop, bar.advance)
+            found = extract_on_ray(job, units, stop, advance)
         elif processes > 1:
-            found = run_processes(job, units, devices, stop, bar.advance)
+            found = run_processes(job, units, devices, stop, advance)
         else:
             waiting = (unit for unit in units if not stop.asked)
-            found = encode_units(
-                job, table, waiting, devices[0], encoder, advance=bar.advance, stopped=lambda: stop.asked
-            )
+            found = encode_units(job, table, waiting, devices[0], encoder, advance=advance, stopped=lambda: stop.asked)
         return list(found), stop.asked
 
 
@@ -213,7 +211,8 @@ def extract_on_ray(job: Job, units: Sequence[Unit], stop: StopRequest, advance: 
     with connected(job.config.address) as ray:
         count, processes, options = plan_actors(ray, job.config.device)
         remote = ray.remote(UnitWorker).options(**options)
-        shared, tasks = ray.put(replace(job, processes=processes)), in_tasks(units, count)
+        shared = ray.put(replace(job, processes=processes))
+        tasks = in_tasks(units, count)
         try:
             with ThreadPoolExecutor(count + 1) as threads, contextlib.ExitStack() as stack:
                 actors = [LastingActor(ray, partial(remote.remote, shared)) for _ in range(min(count, len(tasks)))]
@@ -245,7 +244,10 @@ class LastingActor:
     """
 
     def __init__(self, ray: Any, start: Callable[[], Any]) -> None:
-        self._ray, self._start, self._actor, self._closed = ray, start, start(), False
+        self._ray = ray
+        self._start = start
+        self._actor = start()
+        self._closed = False
 
     def run(self, task: Task) -> list[Any]:
         """Do a task. Raises ray's error of the task, or of the last of `TRIES` dead actors."""
@@ -278,12 +280,11 @@ def plan_actors(ray: Any, device: str) -> tuple[int, int, JsonDict]:
 
     There is one per GPU; without GPUs, or with ``--device cpu``, one per machine.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpus = [int(node.get("GPU", 0)) for node in nodes]
-    log.info("Ray: %d machines with %d GPUs", len(nodes), sum(gpus))
+    gpus = [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
+    log.info("Ray: %d machines with %d GPUs", len(gpus), sum(gpus))
     if sum(gpus) and device != "cpu":
         return sum(gpus), max(gpus), {"num_gpus": 1, "num_cpus": 1}
-    return len(nodes), 1, {"num_cpus": 1, "scheduling_strategy": "SPREAD"}
+    return len(gpus), 1, {"num_cpus": 1, "scheduling_strategy": "SPREAD"}
 
 
 def tasks_on_ray(
@@ -296,11 +297,10 @@ def tasks_on_ray(
     with connected(config.address) as ray:
         options = check_resources(ray.cluster_resources(), config)
         task = ray.remote(max_retries=TRIES, **options)(_with_gpus)
-        # Tasks run in another folder.
-        values = {
-            name: str(Path(value).absolute()) if VARIABLES[name].folder or Path(value).exists() else value
-            for name, value in settings.values().items()
-        }
+        values = settings.values()
+        for name, value in values.items():  # tasks run in another folder
+            if VARIABLES[name].folder or Path(value).exists():
+                values[name] = str(Path(value).absolute())
         files = tuple(plugin.absolute() for plugin in loaded_plugins())
         pending = {task.remote(work, group, values, files).future(): group for group in groups}
         for future in as_completed(pending):
@@ -314,8 +314,7 @@ def _with_gpus(work: Callable[..., Any], *given: Any) -> Any:
     """A task: the work with the numbers of the GPUs that Ray gave it."""
     import ray
 
-    count = len(ray.get_gpu_ids())
-    return work(*given, ",".join(map(str, range(count))) if count else None)
+    return work(*given, ",".join(map(str, range(len(ray.get_gpu_ids())))) or None)
 
 
 def check_resources(there: dict[str, float], config: SweepConfig) -> JsonDict:
@@ -324,13 +323,14 @@ def check_resources(there: dict[str, float], config: SweepConfig) -> JsonDict:
     Raises LaryError for what no machine can give: Ray would wait for it without end.
     """
     gpus = config.gpus_per_run
-    found = {"CPU": config.cpus_per_run, "GPU": float("GPU" in there) if gpus is None else gpus}
+    found = {"cpu": config.cpus_per_run, "gpu": float("GPU" in there) if gpus is None else gpus}
     for name, wanted in found.items():
-        if wanted > (most := there.get(name, 0.0)):
-            raise LaryError(f"--{name.lower()}s-per-run {wanted:g}: the Ray cluster has {most:g} {name}s in all.")
+        unit = name.upper()
+        if wanted > (most := there.get(unit, 0.0)):
+            raise LaryError(f"--{name}s-per-run {wanted:g}: the Ray cluster has {most:g} {unit}s in all.")
     if gpus == 0 and "GPU" in there:
         log.warning("--gpus-per-run 0: all runs are computed by CPUs")
-    return {f"num_{name.lower()}s": wanted for name, wanted in found.items()}
+    return {f"num_{name}s": wanted for name, wanted in found.items()}
 
 
 @contextlib.contextmanager

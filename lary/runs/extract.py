@@ -1,9 +1,8 @@
 """Extraction: from a split's table to its latents and the table that points to them.
 
 Frame controls repeat or reorder the latents of a model that encodes each frame
-by itself. One that mixes its frames, such as a latent action model, has to see
-the changed frames: a table of them is extracted into
-``$LARY_LA_DIR/controls/<control>``.
+by itself. One that mixes its frames has to see the changed frames: a table of
+them is extracted into ``$LARY_LA_DIR/controls/<control>``.
 """
 
 import json
@@ -68,8 +67,8 @@ def extract(
     """Extract the latents of one split; what is done, by sample id and identity, stays.
 
     `held` keeps the encoder for the next call; `control` is that of changed frames.
-    Raises UsageError for a wrong request or a folder of another extraction; LaryError for a missing
-    table, media or model, another writer or a full disk; Interrupted after Ctrl-C.
+    Raises UsageError for a wrong request or a folder of another extraction; LaryError for a
+    missing table, media or model, another writer or a full disk; Interrupted after Ctrl-C.
     """
     started = time.monotonic()
     run = prepare_run(config, settings, held, control)
@@ -81,12 +80,13 @@ def extract(
         store = open_run(run)
         recorded = store.check_replaced(table, overwrite=config.overwrite)
         missing = store.missing(table)
-        pending = failed_rows(store.folder, missing) if config.retry_failed else missing
+        pending = failed_rows(run.folder, missing) if config.retry_failed else missing
         before = len(table) - len(missing)
         log.info("%s: %s %d rows are done", run.title, f"{before} of" if missing else "all", len(table))
         if before and not recorded:
             log.warning("%s doesn't say which files its rows come from, so that replaced ones go unnoticed", run.folder)
-        reports, stopped = list[UnitReport](), False
+        reports: list[UnitReport] = []
+        stopped = False
         if pending:
             warn_about_media(table, pending)
             job = replace(run.job, store=store)
@@ -95,17 +95,16 @@ def extract(
         failures = [failure for report in reports for failure in report.failures]
         failures.sort(key=lambda failure: failure.row or 0)
         if missing:
-            rows, seconds = read_timing(store.folder)
+            rows, seconds = read_timing(run.folder)
             seconds = round(seconds + time.monotonic() - started, 3)
-            write_json(store.folder / TIMING, {"rows": rows + done, "seconds": seconds})
+            write_json(run.folder / TIMING, {"rows": rows + done, "seconds": seconds})
         store.finish(table)
-        listed = store.folder / FAILURES
+        listed = run.folder / FAILURES
         write_failures(listed, failures)
         if failures:
             again = "'lary extract --retry-failed' takes only these"
             log.error("%d rows failed (%s): see %s; %s", len(failures), failures[0].reason, listed, again)
-        left = len(missing) - done - len(failures)
-        if left or stopped:
+        if (left := len(missing) - done - len(failures)) or stopped:
             raise unfinished(run, left)
         lost = [each.row or 0 for each in failures]
         store.write_table(table, target, run.ref.latent_root(settings), lost, new=bool(missing))
@@ -133,8 +132,9 @@ class Run:
 def prepare_run(
     config: ExtractConfig, settings: Settings, held: KeptEncoder | None = None, control: ProbeControl | None = None
 ) -> Run:
-    """Look everything up. Raises UsageError and LaryError, as `extract` does."""
-    model, dataset = chosen_model(config), DATASETS.get(config.dataset)
+    """Look everything up. Raises as `extract`."""
+    model = chosen_model(config)
+    dataset = DATASETS.get(config.dataset)
     check_request(dataset, config)
     check_pool(model, config.pool)
     check_format(config.store, config.dtype)
@@ -148,7 +148,7 @@ def prepare_run(
     alone = len(devices) == 1 and config.engine == "local"
     encoder = make_encoder(job, model, devices[0] if alone or config.dry_run else "cpu", held)
     record = deciding_fields(model, config.protocol, dataset.media)
-    text = json.dumps({**record, "precision": config.precision}, sort_keys=True, default=str)
+    text = json.dumps(record | {"precision": config.precision}, sort_keys=True, default=str)
     identity = StoreIdentity(
         model.name,
         dataset.name,
@@ -166,17 +166,23 @@ def prepare_run(
     folder = ref.folder(settings)
     if not config.overwrite:
         identity = as_before(folder, identity)
-    details: JsonDict = {"record": record, "weights_from": weights, "batch_size": config.batch_size}
-    details |= {"precision": config.precision, "parameters_m": encoder.parameters_m}
+    details = {
+        "record": record,
+        "weights_from": weights,
+        "batch_size": config.batch_size,
+        "precision": config.precision,
+        "parameters_m": encoder.parameters_m,
+    }
     return Run(job, ref, table, devices, identity, details, folder, encoder)
 
 
 def read_input(config: ExtractConfig, settings: Settings) -> SampleTable:
-    """The table of the split. Raises UsageError and LaryError."""
+    """The table of the split. Raises UsageError, LaryError."""
     dataset = DATASETS.get(config.dataset)
+    split = config.split
     explicit = as_path(config.input) if config.input else None
-    path = find_table(dataset, config.split, settings.path("LARY_ROOT"), explicit)
-    return read_table(dataset, config.split, path=path, data_dir=settings.path("DATA_DIR"), limit=config.limit)
+    path = find_table(dataset, split, settings.path("LARY_ROOT"), explicit)
+    return read_table(dataset, split, path=path, data_dir=settings.path("DATA_DIR"), limit=config.limit)
 
 
 def open_run(run: Run) -> LatentStore:
@@ -243,35 +249,26 @@ def check_media(dataset: DatasetSpec, config: InputOptions) -> None:
 def as_before(folder: Path, identity: StoreIdentity) -> StoreIdentity:
     """The identity, without weights where a store of version 0.1 is there that names none."""
     unnamed = replace(identity, weights="")
-    if identity.weights and read_manifest(folder).get("key") == unnamed.key:
-        log.warning(
-            "%s was begun by version 0.1, which did not record the weights of '%s': if they have changed since, pass "
-            "--overwrite",
-            folder,
-            identity.model,
-        )
-        return unnamed
-    return identity
+    if not identity.weights or read_manifest(folder).get("key") != unnamed.key:
+        return identity
+    since = f"did not record the weights of '{identity.model}': if they have changed since, pass --overwrite"
+    log.warning("%s was begun by version 0.1, which %s", folder, since)
+    return unnamed
 
 
 def warn_about_media(table: SampleTable, pending: Sequence[int]) -> None:
     """Name the first missing files. Raises LaryError if no file is there at all."""
     table = table.take(pending[:ROWS_CHECKED])
-    absent = table.missing_media()
-    if not absent:
+    if not (absent := table.missing_media()):
         return
-    listed = "\n  ".join(str(path) for path in absent[:10])
+    listed = "\n  ".join(map(str, absent[:10]))
     if len(absent) == len({path for sample in table for path in table.media_path(sample)}):
         raise LaryError(
             f"None of the {len(absent)} media files of {table.path} exist; the first are\n  {listed}\n"
             f"Check DATA_DIR; this split's files are expected under {table.root}."
         )
-    log.warning(
-        "%d media files of the first %d rows are missing; their rows will be skipped. The first are\n  %s",
-        len(absent),
-        len(table),
-        listed,
-    )
+    missing = f"{len(absent)} media files of the first {len(table)} rows are missing"
+    log.warning("%s; their rows will be skipped. The first are\n  %s", missing, listed)
 
 
 def read_timing(folder: Path) -> tuple[int, float]:
@@ -281,7 +278,8 @@ def read_timing(folder: Path) -> tuple[int, float]:
         return 0, 0.0
     try:
         found = read_json(file, "timing of the extraction")
-        rows, seconds = int(found["rows"]), float(found["seconds"])
+        rows = int(found["rows"])
+        seconds = float(found["seconds"])
         if rows < 0 or not 0 <= seconds < math.inf:
             raise ValueError("it counts backwards")
     except (LaryError, KeyError, TypeError, ValueError, OverflowError) as error:
@@ -296,10 +294,8 @@ def read_timing(folder: Path) -> tuple[int, float]:
 def separate(split: SplitLatents, protocol: BenchmarkProtocol) -> bool:
     """Whether the latents hold each frame alone; under ``paper`` some encoders mix them."""
     shape = split.source.shape
-    record = split.store.get("record", {})
-    if record.get("preprocess", {}).get("frames"):  # not the table's
-        return False
-    return protocol == "corrected" and len(shape) == 3 and shape[0] == split.frames
+    chosen = split.store.get("record", {}).get("preprocess", {}).get("frames")  # not the table's
+    return not chosen and protocol == "corrected" and len(shape) == 3 and shape[0] == split.frames
 
 
 def extract_changed(config: ExtractConfig, control: ProbeControl, settings: Settings) -> ExtractReport | None:
@@ -307,7 +303,8 @@ def extract_changed(config: ExtractConfig, control: ProbeControl, settings: Sett
     ref = LatentsRef.of(config)
     if separate(open_latents(settings, ref), config.protocol):
         return None
-    table, changed = read_input(config, settings), replace(ref, control=control).table(settings)
+    table = read_input(config, settings)
+    changed = replace(ref, control=control).table(settings)
     path = changed.with_name(f"{config.dataset}_metadata_{config.split}.csv")
     write_csv(path, list(table.frame.columns), list(changed_rows(table, control)))
     return extract(replace(config, input=path), settings, control=control)
@@ -320,8 +317,9 @@ def changed_rows(table: SampleTable, control: ProbeControl) -> Iterator[list[str
     draw = np.random.default_rng(SEED_OF_ORDERS)
     for row in table.frame.to_dict("records"):
         frames = [row[name] for name in names] if pair else row[INDEX_COLUMN].split(",")
-        order = draw.permutation(len(frames)) if control == "shuffled-order" else [0] * len(frames)
-        changed = [frames[place] for place in order]
+        changed = frames[:1] * len(frames)
+        if control == "shuffled-order":
+            changed = [frames[place] for place in draw.permutation(len(frames))]
         row.update(zip(names, changed if pair else [",".join(changed)], strict=True))
         yield list(row.values())
 
@@ -338,12 +336,13 @@ def open_changed(settings: Settings, split: SplitLatents, ref: LatentsRef) -> Sp
         )
     other = open_latents(settings, ref)
     rows, kept, places = np.intersect1d(split.table.rows, other.table.rows, return_indices=True)
-    own, theirs = split.take(kept.tolist()), other.take(places.tolist())
+    own = split.take(kept.tolist())
+    theirs = other.take(places.tolist())
     columns = MEDIA_COLUMNS[split.table.spec.media]
     first = own.table.frame[columns[0]].to_numpy()
     same = [first == theirs.table.frame[name].to_numpy() for name in columns]
     if not len(rows) or not np.logical_or.reduce(same).all():
         paths = f"{other.table.path} was made of another table than {split.table.path}"
         raise LaryError(f"{paths}: run 'lary controls' again.")
-    store = {**other.store, CHANGED: ref.control}
+    store = other.store | {CHANGED: ref.control}
     return replace(own, source=theirs.source, store=store, folder=other.folder)

@@ -29,15 +29,7 @@ from lary.types import JsonDict, UsageError
 
 RECORD, PICTURES = "reconstruct.json", "reconstruct.png"
 CELL = 98  # pixels of a picture and its frame
-COLUMNS = (
-    "first",
-    "second",
-    "other's first",
-    "other's second",
-    "features",
-    "reconstruction",
-    "with other's action",
-)
+COLUMNS = ("first", "second", "other's first", "other's second", "features", "reconstruction", "with other's action")
 
 
 def reconstruct(config: ReconstructConfig, settings: Settings) -> JsonDict:
@@ -52,7 +44,7 @@ def reconstruct(config: ReconstructConfig, settings: Settings) -> JsonDict:
     name = config.dataset
     if name in DATASETS.names():
         name += f":{DATASETS.get(name).validation}"
-    source = open_source(name, settings, distance=config.distance, exclude=False)
+    source = open_source(name, settings, config.distance, exclude=False)
     source.units = np.random.default_rng(config.seed % 2**63).permutation(source.count)
     mixture = PairMixture([source], config.seed, spec.preprocess.size, workers=config.workers)
     mixture.ordered = True
@@ -64,10 +56,7 @@ def reconstruct(config: ReconstructConfig, settings: Settings) -> JsonDict:
     draw = seeded(config.seed, "reconstruct")
     # No part has a single pair.
     parts = np.array_split(np.arange(count), max(1, min(-(-count // config.batch_size), count // 2)))
-    with (
-        closing(mixture),
-        progress(count, f"reconstruction by {config.model}", "pair") as bar,
-    ):
+    with closing(mixture), progress(count, f"reconstruction by {config.model}", "pair") as bar:
         for rows in parts:
             pairs = mixture.batch(0, rows.tolist())
             with within_memory(device, "pass a smaller --batch-size"):
@@ -83,10 +72,7 @@ def reconstruct(config: ReconstructConfig, settings: Settings) -> JsonDict:
     numbers = {"reconstruction_loss": mean["noise"], "copy_loss": mean["copy"]}
     numbers["margin"] = 1 - mean["noise"] / mean["copy"]
     for kind in ("hard", "continuous"):
-        numbers |= {
-            f"loss_{kind}": mean[kind],
-            f"gap_{kind}": mean[f"other_{kind}"] / mean[kind] - 1,
-        }
+        numbers |= {f"loss_{kind}": mean[kind], f"gap_{kind}": mean[f"other_{kind}"] / mean[kind] - 1}
     numbers |= {"pairs": count} | codebook_use(used)
     content = {
         "schema": 1,
@@ -100,26 +86,19 @@ def reconstruct(config: ReconstructConfig, settings: Settings) -> JsonDict:
     }
     title = f"{config.model} on {name}: loss {mean['noise']:.4g}, of copying {mean['copy']:.4g}"
     with locked(config.out):
-        write_bytes(
-            config.out / PICTURES,
-            picture_of(torch.cat(shown)[: config.pictures * CELL], title),
-        )
+        write_bytes(config.out / PICTURES, picture_of(torch.cat(shown)[: config.pictures * CELL], title))
         write_json(config.out / RECORD, json.loads(json.dumps(content, default=str)))
     return content
 
 
 def open_decoder(config: ReconstructConfig, settings: Settings, device: str) -> tuple[Any, ...]:
     """A model, its network, what embeds raw pairs for it, its weights."""
-    spec, values = MODELS.get(config.model), settings.values()
+    spec = MODELS.get(config.model)
+    values = settings.values()
     if not (isinstance(spec.factory, type) and issubclass(spec.factory, LatentActions)):
         known = "lam:FOLDER, lapa, dinov2, dinov3, siglip2, magvit2, or an ablation"
         raise UsageError(f"It isn't known how tokens of '{spec.name}' enter a decoder: name {known}.")
-    context = ModelContext(
-        device,
-        "corrected",
-        locate_weights(spec, values, config.weights),
-        settings=values,
-    )
+    context = ModelContext(device, "corrected", locate_weights(spec, values, config.weights), settings=values)
     network, identity = spec.factory.open(spec, context, TrainableModel)
     encode = trained_backbone(spec, context)[1] if "trained" in spec.options else None
     normalise = DeviceNormaliser(spec.preprocess, device)
@@ -132,12 +111,14 @@ def open_decoder(config: ReconstructConfig, settings: Settings, device: str) -> 
 
 def sheet_of(pairs: Tensor, features: Tensor | None, pictures: dict[str, Tensor]) -> Tensor:
     """Pictures (B * CELL, C * CELL, 3) of pairs (B, 2, 3, H, W); `features` (B, H, W, D) by three components."""
-    drawn, frames = [pictures["continuous"], pictures["other_continuous"]], pairs / 255
+    drawn = [pictures["continuous"], pictures["other_continuous"]]
+    frames = pairs / 255
     if features is not None:
         rows = torch.stack([features, *drawn]).double().cpu()
         flat = rows.flatten(0, -2)
         found = (flat - flat.mean(dim=0)) @ torch.linalg.eigh(flat.T.cov())[1][:, -3:].flip(1)
-        low, high = found.quantile(0.02, dim=0), found.quantile(0.98, dim=0)
+        low = found.quantile(0.02, dim=0)
+        high = found.quantile(0.98, dim=0)
         found = ((found - low) / (high - low).clamp(min=1e-12)).unflatten(0, rows.shape[:-1])
         drawn = list(found.movedim(-1, 2))
     parts = (*frames.unbind(1), *frames.roll(1, 0).unbind(1), *drawn)
@@ -148,15 +129,12 @@ def sheet_of(pairs: Tensor, features: Tensor | None, pictures: dict[str, Tensor]
 
 def picture_of(sheet: Tensor, title: str) -> bytes:
     """A PNG of `sheet_of`."""
-    height, width = sheet.shape[0] / CELL, sheet.shape[1] // CELL
+    height = sheet.shape[0] / CELL
+    width = sheet.shape[1] // CELL
     with new_figure(1.3 * width, 1.3 * height + 0.7) as figure:
         axes = figure.subplots()
         axes.imshow(sheet.numpy(), interpolation="nearest")
-        axes.set_xticks(
-            [CELL * (at + 0.5) for at in range(width)],
-            COLUMNS[:4] + COLUMNS[4 - width :],
-            fontsize=7,
-        )
+        axes.set_xticks([CELL * (at + 0.5) for at in range(width)], COLUMNS[:4] + COLUMNS[4 - width :], fontsize=7)
         axes.tick_params(labeltop=True, labelbottom=False, length=0)
         axes.set_yticks([])
         axes.set_title(title, fontsize=9)

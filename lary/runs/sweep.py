@@ -58,11 +58,11 @@ class Planned:
     @property
     def title(self) -> str:
         """What sets this run apart, in a line."""
-        default, own = vars(RunConfig(model="", dataset="")), vars(self.config)
+        default = vars(RunConfig(model="", dataset=""))
+        own = vars(self.config)
         model = self.config.name if self.training else self.config.model
-        words = [f"{model} on {self.config.dataset}"]
-        words += [f"{name} {own[name]}" for name in IN_FOLDER[2:] if own[name] not in (default[name], model)]
-        return ", ".join(words + [self.own] * bool(self.own))
+        words = [f"{name} {own[name]}" for name in IN_FOLDER[2:] if own[name] not in (default[name], model)]
+        return ", ".join([f"{model} on {self.config.dataset}", *words, *[self.own] * bool(self.own)])
 
     @property
     def latents(self) -> tuple[str | None, ...]:
@@ -97,19 +97,12 @@ def run_sweep(file: Path, config: SweepConfig, settings: Settings) -> int:
         states = [(f"  {Path(model).name}", "to do" if model in left else "finished") for model in trainings]
         print(f"{len(trainings)} trainings, which come first:", *aligned(states), sep="\n")
     print(f"{len(plan)} runs, those of one model and data set share their latents:")
-    lacks = lacking([each for each in plan if each.config.model not in left], settings)
-    rows = [
-        (
-            f"  {each.number:4d}",
-            each.title,
-            "result there" if each.is_done(settings) else lacks.get(each.number, "to do"),
-        )
-        for each in plan
-    ]
-    print(*aligned(rows), sep="\n")
+    known = [each for each in plan if each.config.model not in left]
+    lacks = lacking(known, settings)
+    words = lacks | {each.number: "result there" for each in plan if each.is_done(settings)}
+    print(*aligned([(f"  {each.number:4d}", each.title, words.get(each.number, "to do")) for each in plan]), sep="\n")
     if config.dry_run:
-        known = (each for each in plan if each.number not in lacks and each.config.model not in left)
-        undone = {f"  {each.number:4d}  {each.title}": each.config for each in known if not each.is_done(settings)}
+        undone = {f"  {each.number:4d}  {each.title}": each.config for each in known if each.number not in words}
         print(estimate_runs(undone, settings))
         return int(bool(lacks))
     outcomes: dict[int, Outcome] = {}
@@ -122,12 +115,12 @@ def run_sweep(file: Path, config: SweepConfig, settings: Settings) -> int:
     groups = groups_of(ready) if config.engine == "ray" else [[each] for each in ready]
     for each, outcome in done(groups, config, settings):
         outcomes[each.number] = outcome
+        what = f"run {each.number}, {each.title}"
         if isinstance(outcome, str):
-            log.error("run %d, %s: failed: %s", each.number, each.title, outcome)
+            log.error("%s: failed: %s", what, outcome)
         else:
             state = "done" if outcome.probe.new else "was done before"
-            score = outcome.probe.result.score.text()
-            log.info("run %d, %s: %s, %s", each.number, each.title, state, score)
+            log.info("%s: %s, %s", what, state, outcome.probe.result.score.text())
     print(outcome_text(plan, outcomes))
     return 1 if any(isinstance(outcome, str) or outcome.failures for outcome in outcomes.values()) else 0
 
@@ -162,11 +155,10 @@ def split_problem(name: str, split: str, *, optional: bool, settings: Settings) 
         return "" if optional else str(error)
     try:
         table = read_table(dataset, split, path=path, data_dir=settings.path("DATA_DIR"))
-        if missing := table.missing_media(range(0, len(table), -(-len(table) // MEDIA_TRIED))):
-            return f"{len(missing)} media that {path} names are missing, such as {missing[0]}."
+        missing = table.missing_media(range(0, len(table), -(-len(table) // MEDIA_TRIED)))
     except LaryError as error:
         return str(error)
-    return ""
+    return f"{len(missing)} media that {path} names are missing, such as {missing[0]}." if missing else ""
 
 
 def done(groups: Sequence[Sequence[Any]], config: SweepConfig, settings: Settings) -> Iterator[tuple[Any, Any]]:
@@ -191,23 +183,19 @@ def do(work: Planned | TrainLamConfig, settings: Settings) -> RunReport | JsonDi
         return str(error) if isinstance(error, LaryError) else f"{type(error).__name__}: {error}"
 
 
-def do_group(
-    group: Sequence[Any],
-    values: dict[str, str],
-    plugins: tuple[Path, ...],
-    gpus: str | None,
-) -> list[Any]:
+def do_group(group: Sequence[Any], values: dict[str, str], plugins: tuple[Path, ...], gpus: str | None) -> list[Any]:
     """Do the work of one group on its GPUs, or else the CPU."""
     setup_logging()
     for plugin in plugins:
         load_plugin(plugin)
     settings = load_settings(values, environment={})
     own: JsonDict = {"gpus": gpus} if gpus else {"gpus": None, "device": "cpu"}
-    placed = (
-        replace(each, **own) if isinstance(each, TrainLamConfig) else replace(each, config=replace(each.config, **own))
-        for each in group
-    )
-    return [do(each, settings) for each in placed]
+
+    def placed(each: Any) -> Any:
+        trains = isinstance(each, TrainLamConfig)
+        return replace(each, **own) if trains else replace(each, config=replace(each.config, **own))
+
+    return [do(placed(each), settings) for each in group]
 
 
 # The file
@@ -217,17 +205,15 @@ def read_plan(file: Path) -> list[Planned]:
     """The runs of a file, checked. Raises UsageError."""
     where = f"The sweep file {file}"
     content = read_yaml(file, "sweep file")
+    trainings: dict[str, TrainLamConfig] = {}
     if isinstance(content, dict):
         load_named_plugins(content.pop("plugins", None), file)
-    trainings = read_trainings(content.pop("train"), file) if isinstance(content, dict) and "train" in content else {}
+        if "train" in content:
+            trainings = read_trainings(content.pop("train"), file)
     common, asked = read_block(content, where, f"{file}, options", list(trainings))
     if len(seeds := (content.get("grid") or {}).get("seed", [])) > 1:
         several = ",".join(map(str, seeds))
-        log.warning(
-            '%s: seed in the grid makes a run of each; seeds: "%s" makes one, with their mean',
-            file,
-            several,
-        )
+        log.warning('%s: seed in the grid makes a run of each; seeds: "%s" makes one, with their mean', file, several)
     plan: list[Planned] = []
     seen: dict[str, int] = {}
     for number, given in enumerate(asked, start=1):
@@ -238,11 +224,8 @@ def read_plan(file: Path) -> list[Planned]:
         config = checked(common | options, place, known=training is None)
         if (other := seen.setdefault(repr(config), number)) != number:
             raise UsageError(f"{place}: this is the same run as number {other}.")
-        own = ",".join(
-            f"{name}={re.sub(r'[^A-Za-z0-9.+-]+', '_', str(value))}"
-            for name, value in sorted(options.items())
-            if name not in IN_FOLDER and value is not None
-        )
+        others = {name: str(options[name]) for name in sorted(options.keys() - IN_FOLDER) if options[name] is not None}
+        own = ",".join(f"{name}={re.sub(r'[^A-Za-z0-9.+-]+', '_', text)}" for name, text in others.items())
         own = own if len(own) <= LONGEST else f"{own[:LONGEST]},{digest(own)}"
         plan.append(Planned(number, config, own, training))
     if not plan:
@@ -266,20 +249,17 @@ def read_plan(file: Path) -> list[Planned]:
 
 
 def read_block(content: Any, where: str, place: str, models: Sequence[str] = ()) -> tuple[JsonDict, list[Any]]:
-    """Options of all, and of each: the grid's, which `models` join, then single ones.
-
-    Raises UsageError.
-    """
+    """Options of all, and of each: the grid's, which `models` join, then single ones. Raises UsageError."""
     if not isinstance(content, dict) or not content.keys() <= SECTIONS.keys():
         raise UsageError(f"{where} has to hold the keys {', '.join(SECTIONS)}, train or plugins, and no others.")
     found = [content.get(name) or kind() for name, kind in SECTIONS.items()]
     shared, grid, runs = found
-    if not all(map(isinstance, found, SECTIONS.values())) or not all(
-        isinstance(values, list) and values for values in grid.values()
-    ):
+    fitting = all(map(isinstance, found, SECTIONS.values()))
+    if not fitting or not all(isinstance(values, list) and values for values in grid.values()):
         raise UsageError(f"{where}: options hold NAME: value, grid NAME: [values], runs a list of options.")
     if models:
-        grid = {"model": [*models, *grid.get("model", [])]} | {key: own for key, own in grid.items() if key != "model"}
+        grid = {"model": [], **grid}
+        grid["model"] = [*models, *grid["model"]]
     if math.prod(map(len, grid.values())) + len(runs) > MOST_RUNS:
         raise UsageError(f"{where} asks for more than {MOST_RUNS} runs: split it.")
     asked = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())] if grid else []
@@ -330,8 +310,8 @@ def part_of(plan: list[Planned], part: str | None) -> list[Planned]:
     found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", part)
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
         raise UsageError(f"--part {part}: expected K/N with K from 1 to N, such as 1/4.")
-    groups = groups_of(plan, together=True)
-    return [each for group in groups[int(found[1]) - 1 :: int(found[2])] for each in group]
+    chosen = groups_of(plan, together=True)[int(found[1]) - 1 :: int(found[2])]
+    return list(itertools.chain(*chosen))
 
 
 def groups_of(plan: Sequence[Planned], *, together: bool = False) -> list[list[Planned]]:
@@ -353,7 +333,8 @@ def outcome_text(plan: Sequence[Planned], outcomes: Mapping[int, Outcome]) -> st
             continue
         new += outcome.probe.new
         result = outcome.probe.result
-        model = result.model.model_copy(update={"name": each.title.replace(f" on {each.config.dataset}", "")})
+        name = each.title.replace(f" on {each.config.dataset}", "")
+        model = result.model.model_copy(update={"name": name})
         boards.setdefault(result.dataset.name, []).append(result.model_copy(update={"model": model}))
     last = f"{len(plan)} runs: {new} done now, {len(plan) - new - len(failed)} before, {len(failed)} failed"
     return "\n\n".join([*map(results_table, boards.values()), "\n".join([last, *failed])])

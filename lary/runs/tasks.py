@@ -128,7 +128,8 @@ def open_splits(settings: Settings, dataset: DatasetSpec, config: ProbeConfig) -
         del refs["unseen"]
         log.info("%s has no latents of %s %s: scored without it", unseen.model, unseen.dataset, unseen.split)
     splits = {role: open_latents(settings, ref) for role, ref in refs.items()}
-    dim, found = getattr(config, "dim", None), splits["train"].source.shape[-1]
+    dim = getattr(config, "dim", None)
+    found = splits["train"].source.shape[-1]
     if dim not in (None, found):
         raise UsageError(f"--dim {dim}: the latents have dimension {found}; leave the option out.")
     for split in splits.values():
@@ -246,25 +247,28 @@ class ProbeTask:
 
     def folds(self, session: Session, targets: Array, labels: Ints | None = None) -> Iterator[Any]:
         """Session, training, evaluated latents, rows and samples of each fold."""
-        one, two = (split.table for split in self.splits.values())
-        marks = ("", "") if one.root == two.root else (f"{one.split} ", f"{two.split} ")  # equal names are two episodes
-        pooled: SampleColumns = joined([columns(*each) for each in zip((one, two), marks, strict=True)])
-        groups, (first, second) = np.array(pooled.groups), (self.latents(role, session) for role in self.splits)
+        tables = [split.table for split in self.splits.values()]
+        apart = tables[0].root != tables[1].root  # equal names are two episodes
+        pooled: SampleColumns = joined([columns(table, f"{table.split} " * apart) for table in tables])
+        groups = np.array(pooled.groups)
+        first, second = (self.latents(role, session) for role in self.splits)
         for number, held in enumerate(fold_rows(self.config.folds, groups, labels)):
             rows = np.setdiff1d(np.arange(len(groups)), held)
-            order = np.random.default_rng(session.seed).permutation(rows) if self.config.control == SHUFFLED else rows
-            training = joined_latents(first, second, rows), targets[order], tuple(groups[rows].tolist())
+            values = self.order(targets[rows], session)
+            training = joined_latents(first, second, rows), values, tuple(groups[rows].tolist())
             samples = SampleColumns(*(tuple(column[row] for row in held) for column in vars(pooled).values()))
             folder = session.folder and session.folder / f"fold_{number + 1}"
             own = replace(session, folder=folder) if number else session
             yield own, training, joined_latents(first, second, held), held, samples
 
     def training(self, session: Session, targets: Array) -> tuple[LatentSource, Array, tuple[str, ...]]:
-        """The training split; ``shuffled-targets`` gives the samples the targets of others."""
-        if self.config.control == SHUFFLED:
-            order = np.random.default_rng(session.seed).permutation(len(targets))
-            targets = targets[order]
-        return self.latents("train", session), targets, self.splits["train"].table.groups()
+        """The training split, and its groups."""
+        return self.latents("train", session), self.order(targets, session), self.splits["train"].table.groups()
+
+    def order(self, targets: Array, session: Session) -> Array:
+        """Targets (n, ...) of the samples; ``shuffled-targets`` gives them those of others."""
+        shuffled = self.config.control == SHUFFLED
+        return np.random.default_rng(session.seed).permutation(targets) if shuffled else targets
 
 
 class ClassTask(ProbeTask):
@@ -282,15 +286,17 @@ class ClassTask(ProbeTask):
         """Train and score the heads of one seed."""
         from lary.probes.classify import ClassifierInputs, train_classifier
 
-        seen, train = self.splits["seen"].table, self.splits["train"].table
+        seen, train = (self.splits[role].table for role in ("seen", "train"))
         if self.config.folds:
-            labels, parts = np.concatenate([train.labels(), seen.labels()]), []
+            labels = np.concatenate([train.labels(), seen.labels()])
+            parts = []
             for own, (source, targets, _), latents, rows, samples in self.folds(session, labels, labels):
                 inputs = ClassifierInputs(source, targets, latents, labels[rows], samples, self.classes)
                 parts.append(train_classifier(inputs, self.probe, own))
             whole: ClassificationOutcome = joined(parts)
             return replace(whole, train_counts=np.bincount(labels, minlength=len(self.classes)))
-        training, validation = self.training(session, train.labels())[:2], self.latents("seen", session)
+        training = self.training(session, train.labels())[:2]
+        validation = self.latents("seen", session)
         inputs = ClassifierInputs(*training, validation, seen.labels(), columns(seen), self.classes)
         return train_classifier(inputs, self.probe, session)
 
@@ -317,7 +323,9 @@ class ActionTask(ProbeTask):
         """Read the actions but for unreadable rows, and their digests. Raises LaryError."""
         if self.targets:
             return
-        folder, mode, train = self.settings.path("DATA_DIR"), self.config.action_mode, self.splits["train"]
+        folder = self.settings.path("DATA_DIR")
+        mode = self.config.action_mode
+        train = self.splits["train"]
         normaliser = load_normaliser(self.dataset, folder, mode, train.table, self.frame)
         for role, split in self.splits.items():
             table = split.table
@@ -329,11 +337,8 @@ class ActionTask(ProbeTask):
             found = load_targets(table, normaliser, mode=mode, frame=self.frame)
             rows = np.flatnonzero(found.readable)
             if not len(rows):
-                raise LaryError(
-                    f"None of the {len(found.failures)} action files of {table.path} can be read; "
-                    f"the first: {found.failures[0].reason} Check DATA_DIR: they are expected "
-                    f"under {table.root}."
-                )
+                first = f"the first: {found.failures[0].reason} Check DATA_DIR: they are expected under {table.root}"
+                raise LaryError(f"None of the {len(found.failures)} action files of {table.path} can be read; {first}.")
             self.failures += found.failures
             self.digests[f"targets {role}"] = found.digest
             if found.failures:
@@ -348,7 +353,8 @@ class ActionTask(ProbeTask):
 
         names = self.actions.dims, self.actions.groups
         if self.config.folds:
-            pooled, parts = [np.concatenate(own) for own in list(zip(*self.targets.values(), strict=True))[:3]], []
+            pooled = [np.concatenate(own) for own in list(zip(*self.targets.values(), strict=True))[:3]]
+            parts = []
             for part, (source, targets, groups), latents, rows, samples in self.folds(session, pooled[0]):
                 values, mean, std = (own[rows] for own in pooled)
                 held = {"seen": EvaluatedSplit(latents, values, samples, mean, std)}

@@ -9,7 +9,7 @@ import pytest
 
 import lary
 from lary.probes.outcome import ActionPredictions, SplitOutcome
-from lary.results.compare import compare_results, load_results, load_samples
+from lary.results.compare import compare, load_results, load_samples
 from lary.results.folder import publish, writing
 from lary.results.published import PREDICTIONS, action_scores, class_scores, write_classification_files, write_scores
 from lary.results.record import read_result, write_result
@@ -38,7 +38,7 @@ def test_the_difference_of_runs_is_paired(tmp_path: Path) -> None:
     """Runs that are equally wrong everywhere differ by an exact number, whatever the samples."""
     for name, gap in (("a", 0.5), ("b", 1.0), ("c", 0.5)):
         write_actions(tmp_path / name, gap, gap)
-    (only,) = compare_results([tmp_path / "b", tmp_path / "a" / "result.json"]).differences
+    (only,) = compare(tmp_path / "b", tmp_path / "a" / "result.json").differences
     assert (only.gain.value, only.gain.low, only.gain.high) == (pytest.approx(0.75, abs=1e-5), None, None)
     assert (only.p, only.gain.reading(only.p)) == (pytest.approx(2.0 ** (1 - only.groups)), "worse"), "all say the same"
     words = ("compare", *(tmp_path / name for name in "abc"), "--role", "unseen", "--json", tmp_path / "out.json")
@@ -53,12 +53,12 @@ def test_a_single_training_is_told_as_such(tmp_path: Path) -> None:
     """Its seed is no part of the error: no p value, no reading, and no part in Holm's correction."""
     for name, *gaps in (("a", 0.5, 0.6), ("b", 1.0, 1.1), ("c", 1.0)):
         write_actions(tmp_path / name, *gaps)
-    found = compare_results([tmp_path / name for name in "abc"])
+    found = compare(*(tmp_path / name for name in "abc"))
     assert [(each.p is None, each.single) for each in found.differences] == [(False, False), (True, True)]
     first, second = found.text().splitlines()[1:]
     assert ("p 0." in first, "Holm" in found.text(), "alone" in first) == (True, False, False)
     assert "for these trainings alone, no p value with a single seed, 96 samples" in second
-    assert all(each.single for each in compare_results([tmp_path / name for name in "cab"]).differences)
+    assert all(each.single for each in compare(*(tmp_path / name for name in "cab")).differences)
 
 
 def test_samples_are_paired_by_id_not_by_place(tmp_path: Path) -> None:
@@ -69,11 +69,11 @@ def test_samples_are_paired_by_id_not_by_place(tmp_path: Path) -> None:
     for name, own in (("a", scores), ("b", turned)):
         write_result(tmp_path / name / "result.json", classification_result(outcome, fake.facts(name, "verbs")))
         write_scores(tmp_path / name, {"seen": own}, [0, 1])
-    only = compare_results([tmp_path / "a", tmp_path / "b"]).differences[0]
+    only = compare(tmp_path / "a", tmp_path / "b").differences[0]
     assert (only.samples, only.gain.value, only.p, only.gain.reading(only.p)) == (len(scores.ids) - 5, 0, 1, "even")
     assert (only.gain.low, only.gain.high, only.gain.no_interval) == (None, None, NO_SPREAD)
     write_scores(tmp_path / "b", {"seen": replace(turned, ids=tuple(f"x{name}" for name in ids))}, [0])
-    fails(LaryError, "share no sample", compare_results, [tmp_path / "a", tmp_path / "b"])
+    fails(LaryError, "share no sample", compare, tmp_path / "a", tmp_path / "b")
 
 
 def test_kinds_of_probe_are_not_ranked(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_kinds_of_probe_are_not_ranked(tmp_path: Path) -> None:
         write_actions(tmp_path / name, gap)
     result = read_result(tmp_path / "b" / "result.json")
     write_result(tmp_path / "b" / "result.json", result.model_copy(update={"probe": "ridge"}))
-    found = compare_results([tmp_path / "a", tmp_path / "b"])
+    found = compare(tmp_path / "a", tmp_path / "b")
     assert (found.differences[0].p, found.differences[0].gain.value < 0) == (None, True)
     words = "no p: the kinds differ (attentive probe, preset demo, protocol corrected; ridge probe, protocol corrected)"
     assert words in found.text()
@@ -105,9 +105,9 @@ def test_what_can_not_be_compared_is_refused(tmp_path: Path) -> None:
         ("options", {"choice": "means"}, "their epoch is picked on a held-out tenth and averaged"),
     ):
         write_result(tmp_path / "b" / "result.json", result.model_copy(update={field: value}))
-        fails(UsageError, message, compare_results, [tmp_path / "a", tmp_path / "b"])
+        fails(UsageError, message, compare, tmp_path / "a", tmp_path / "b")
     (tmp_path / "b" / PREDICTIONS).unlink()
-    fails(LaryError, "run the probe again with --overwrite", compare_results, [tmp_path / "a", tmp_path / "b"])
+    fails(LaryError, "run the probe again with --overwrite", compare, tmp_path / "a", tmp_path / "b")
 
 
 def test_every_run_and_selection_has_a_row_with_intervals(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from lary.models.overview import paper_rows
 from lary.probes.outcome import ClassPredictions
-from lary.results.compare import compare_results
+from lary.results.compare import compare
 from lary.results.folder import find_results, finished_run
 from lary.results.published import PREDICTIONS, SampleScores, class_scores, read_arrays, write_scores
 from lary.results.ranking import Row, ranked
@@ -68,7 +68,7 @@ def test_the_best_is_compared_with_all_others_on_shared_samples(tmp_path: Path) 
         "infinite": (9, "no test: no scores of samples"),
     }  # fmt: skip
     assert (next(iter(rows)), rows["other (static pair)"].rank) == ("other (static pair)", None), "controls have none"
-    others = [compare_results([tmp_path / names[0], tmp_path / name]).differences[0].p for name in rows if rows[name].p]
+    others = [compare(tmp_path / names[0], tmp_path / name).differences[0].p for name in rows if rows[name].p]
     expected = holm([*filter(None, others), 1.0, 1.0, 1.0])[: len(others)]  # six pairs of four tested models
     assert [row.p for row in rows.values() if row.p] == pytest.approx(expected, rel=1e-9)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lary.probes import regress
-from lary.results.compare import compare_results, load_samples
+from lary.results.compare import compare, load_samples
 from lary.results.folder import finished_run
 from lary.results.report import contests_of
 from lary.types import UsageError
@@ -29,7 +29,7 @@ def test_every_episode_of_both_splits_is_scored_once(
     assert done.result.label == f"{MODEL} (3 folds)"
     assert not probe(made, dataset, logs=tmp_path, folds=3, seeds="0,1").new
     other = probe(made, dataset, logs=tmp_path, seeds="0,1").folder
-    fails(UsageError, "number of folds is 3 and None", compare_results, [done.folder, other])
+    fails(UsageError, "number of folds is 3 and None", compare, done.folder, other)
     assert len(contests_of([finished_run(folder) for folder in (done.folder, other)])) == 2
 
 

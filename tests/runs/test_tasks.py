@@ -10,7 +10,7 @@ import pytest
 
 from lary.configs import ExtractConfig
 from lary.data.spec import DATASETS
-from lary.results.compare import compare_results
+from lary.results.compare import compare
 from lary.runs.extract import extract
 from lary.runs.tasks import open_splits, seeds_of, shown
 from lary.types import LaryError, UsageError
@@ -138,6 +138,6 @@ def test_splits_by_episode_keep_episodes_apart(mixed: Path) -> None:
     assert (sum(size.groups for size in sizes.values()), sum(size.rows for size in sizes.values())) == (12, 48)
     assert not any("as well" in warning for warning in drawn.result.warnings)
     with pytest.raises(UsageError, match="their choice of splits is published and by-episode"):
-        compare_results([published.folder, drawn.folder])
+        compare(published.folder, drawn.folder)
     with pytest.raises(UsageError, match="--dataset vlabench --split train_by_episode' first"):
         probe(mixed, model="frame-difference", splits="by-episode", **options)
