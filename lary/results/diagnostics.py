@@ -130,11 +130,7 @@ def diagnose_split(config: DiagnoseConfig, settings: Settings) -> tuple[JsonDict
         "groups": len({groups[row] for row in rows}),
         "unit": table.unit,
         "shape": list(source.shape),
-        "channels": {
-            "mean": tokens.mean.tolist(),
-            "std": std.tolist(),
-            "dead": np.flatnonzero(dead).tolist(),
-        },
+        "channels": {"mean": tokens.mean.tolist(), "std": std.tolist(), "dead": np.flatnonzero(dead).tolist()},
         "tokens": tokens.ranks(),
         "samples_pooled": pooled.ranks(),
         "codes": code_use(counts if coded else {}, model.codebook),
