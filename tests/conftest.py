@@ -84,9 +84,7 @@ def forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that train together are forked from one that has loaded their libraries, and not started anew."""
     spawn: Any = importlib.import_module("torch.multiprocessing.spawn")
     start = spawn.start_processes
-    monkeypatch.setattr(
-        spawn, "start_processes", lambda *own, **how: start(*own, **how | {"start_method": "forkserver"})
-    )
+    monkeypatch.setattr(spawn, "start_processes", lambda *a, **k: start(*a, **k | {"start_method": "forkserver"}))
 
 
 @pytest.fixture

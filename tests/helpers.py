@@ -18,8 +18,6 @@ from lary.settings import Settings, load_settings
 FIXTURES = Path(__file__).parent / "fixtures"
 """Tables of the published form, results of older versions, and a tree that version 0.1 wrote."""
 INPUTS: dict[str, Any] = yaml.safe_load((FIXTURES / "inputs.yaml").read_text())
-
-
 FORKED = multiprocessing.get_context("forkserver")
 """Starts processes that have loaded what commands need: each is a copy of one."""
 FORKED.set_forkserver_preload(["accelerate", "lary.runs.sweep", "matplotlib.figure", "tests.golden.golden",

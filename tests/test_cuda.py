@@ -32,9 +32,8 @@ KIND: Any = DEVICE.partition(":")[0]
 FULL = bool(os.environ.get("LARY_FULL_SIZE"))
 """Whether models have their full size, as in benchmarks/first_hour.py."""
 
-pytestmark = pytest.mark.skipif(
-    KIND == "cuda" and not torch.cuda.is_available(), reason="torch finds no CUDA device on this machine"
-)
+absent = KIND == "cuda" and not torch.cuda.is_available()
+pytestmark = pytest.mark.skipif(absent, reason="torch finds no CUDA device on this machine")
 only_cuda = pytest.mark.skipif(KIND != "cuda", reason="a CPU has no such thing")
 
 

@@ -21,9 +21,8 @@ def test_steps_are_kept_resumed_and_named_with_their_log(tmp_path: Path) -> None
     code, text = hour(tmp_path, 0, 6, 8)
     assert (code, "FAILED" in text, f"see {tmp_path / 'logs' / '6_speed.txt'}" in text) == (1, True, True), text
     states = {name: row["state"] for name, row in json.loads((tmp_path / "steps.json").read_text()).items()}
-    assert (states.pop("speed")[:6], states) == (
-        "FAILED", {"machine": "passed", "devices": "skipped: it takes two GPUs"}
-    )  # fmt: skip
+    others = {"machine": "passed", "devices": "skipped: it takes two GPUs"}
+    assert (states.pop("speed")[:6], states) == ("FAILED", others)
     (tmp_path / "simulated").unlink()
     code, text = hour(tmp_path, 0, 4)
     assert ("step 0" in text, "step 4: stores" in text, "stores" in text) == (False, True, True), text

@@ -28,11 +28,8 @@ def test_registry_suggests_and_refuses_doubles() -> None:
     things.add(Thing("beta"))
     things.add_family(lambda name: Thing(name) if name.startswith("made:") else None)
     assert things.get("made:x") == Thing("made:x")
-    for name, words in (
-        ("alhpa", r"Unknown thing 'alhpa'. Did you mean alpha\?"),
-        ("zzz", "The nearest of 2: beta, alpha"),
-    ):
-        fails(UsageError, words, things.get, name)
+    fails(UsageError, r"Unknown thing 'alhpa'. Did you mean alpha\?", things.get, "alhpa")
+    fails(UsageError, "The nearest of 2: beta, alpha", things.get, "zzz")
     fails(UsageError, "registered twice", things.add, Thing("beta"))
     assert [thing.name for thing in things] == ["alpha", "beta"]
 

@@ -148,10 +148,8 @@ def test_file_where_a_folder_is_meant(tmp_path: Path, name: str) -> None:
 
 def test_plug_ins_of_the_file_run_and_their_variables_are_settings(tmp_path: Path) -> None:
     own = "name='own-lam', paradigm='lam', dim=8, preprocess=Preprocess(), weights=Weights(variable='OWN_LAM_PATH')"
-    text = (
-        f"from lary import ModelSpec, Preprocess, Weights, register_model\nregister_model(ModelSpec({own}))(object)\n"
-    )
-    write(tmp_path / "lam.py", text)
+    names = "ModelSpec, Preprocess, Weights, register_model"
+    write(tmp_path / "lam.py", f"from lary import {names}\nregister_model(ModelSpec({own}))(object)\n")
     config = write(tmp_path / "lary.yaml", "PLUGIN: lam.py\nOWN_LAM_PATH: ckpt.pt\n")
     assert load_settings(config=config, environment={"OWN_LAM_PATH": "/env.pt"}).get("OWN_LAM_PATH") == "/env.pt"
     printed("models", "own-lam", "--config", config, has=["OWN_LAM_PATH points to ckpt.pt, which does not exist"])

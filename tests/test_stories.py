@@ -37,9 +37,8 @@ def test_codes_of_an_author_end_in_a_table(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     make_calvin(tmp_path, {"train": 8, "val": 7})
     draw = torch.Generator().manual_seed(0)
-    weights = {
-        name: torch.randn(shape, generator=draw) for name, shape in (("project", (48, 8)), ("codebook", (16, 8)))
-    }
+    shapes = {"project": (48, 8), "codebook": (16, 8)}
+    weights = {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}
     torch.save(weights, tmp_path / "vq.pt")
     (tmp_path / "vq_lam.py").write_text(PAGE.split("```python\n")[1].split("```")[0])
     for setting in (("PLUGIN", "vq_lam.py"), ("VQ_LAM_PATH", "vq.pt")):
@@ -68,9 +67,8 @@ def test_recordings_of_the_real_package_are_read(tmp_path: Path, kind: str) -> N
     names = {"dtype": "float32", "shape": (3,), "names": ["x", "y", "z"]}
     camera = {"dtype": kind, "shape": (64, 80, 3), "names": ["height", "width", "channel"]}
     features = {"action": names, FRONT: camera, WRIST: camera}
-    made = datasets.LeRobotDataset.create(
-        "a/b", fps=10, features=features, root=tmp_path / "source", use_videos=kind == "video"
-    )
+    how = {"features": features, "root": tmp_path / "source", "use_videos": kind == "video"}
+    made = datasets.LeRobotDataset.create("a/b", fps=10, **how)
     for episode in range(3):
         for at in range(12):
             picture = np.full((64, 80, 3), 20 * at, np.uint8)

@@ -27,10 +27,8 @@ def save_tiny(folder: Path, kind: str, *, patch: int = 14) -> Path:
         config = getattr(transformers, f"{name}Config")(**_SHARED, image_size=518, patch_size=patch, mlp_ratio=2)
         model = getattr(transformers, f"{name}Model")(config)
     elif kind == "dinov3":
-        config = transformers.DINOv3ViTConfig(
-            **_SHARED, intermediate_size=64, image_size=224, patch_size=16, num_register_tokens=4
-        )
-        model = transformers.DINOv3ViTModel(config)
+        sizes = {**_SHARED, "intermediate_size": 64, "image_size": 224, "patch_size": 16, "num_register_tokens": 4}
+        model = transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**sizes))
     elif kind in ("siglip2", "siglip2-naflex"):
         name = "Siglip2" if kind == "siglip2-naflex" else "Siglip"
         size = {"num_patches": 256} if kind == "siglip2-naflex" else {"image_size": 224}

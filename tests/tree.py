@@ -59,8 +59,8 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def make_calvin(root: Path, episodes: dict[str, int], pairs: int = 3) -> None:
-    """`episodes` per split, each with `pairs` pairs; the target position of the square is in the action."""
+def make_calvin(root: Path, episodes: dict[str, int], pairs: int = 3) -> Path:
+    """`episodes` per split, each with `pairs` pairs; the square's target position is in the action. Returns `root`."""
     rng = np.random.default_rng(7)
     for split, count in episodes.items():
         folder = root / "data" / "regression" / "calvin" / f"{split}_stride5"
@@ -84,10 +84,11 @@ def make_calvin(root: Path, episodes: dict[str, int], pairs: int = 3) -> None:
                 rows.append(row | {"action": f"actions/{action}"})
             number += 5 * (pairs + 1)
         write_table(root / "data" / f"calvin_metadata_{split}.csv", rows)
+    return root
 
 
-def make_robot(root: Path, clips: dict[str, int], codec: str = "libx264") -> None:
-    """`clips` per split: squares that move left, right, up or down, one verb each."""
+def make_robot(root: Path, clips: dict[str, int], codec: str = "libx264") -> Path:
+    """`clips` per split: squares that move left, right, up or down, one verb each. Returns `root`."""
     rng = np.random.default_rng(8)
     moves = {"pick": (0, -1), "place": (0, 1), "pour": (1, 0), "open": (-1, 0)}
     folder = root / "data" / "classification"
@@ -102,3 +103,4 @@ def make_robot(root: Path, clips: dict[str, int], codec: str = "libx264") -> Non
             row = {"dataset": "AgiBotWorld-Beta", "video_path": name, "action": verb}
             rows.append(row | {"sample_indices": "0,1,2,4,5,7,8,10,11"})
         write_table(root / "data" / f"robot_1st_metadata_{split}.csv", rows)
+    return root

@@ -153,9 +153,7 @@ def test_streams_that_are_closed_and_a_folder_that_is_gone(tmp_path: Path) -> No
     assert (code, text) == (1, "lary: The current folder was removed: change to another one.\n")
 
 
-def test_an_error_of_a_plugin_names_its_lines_and_debug_shows_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_of_a_plugin_names_its_lines_and_debug_shows_all(tmp_path: Path, monkeypatch: Any) -> None:
     plugin = tmp_path / "own.py"
     plugin.write_text("import json\n\ndef inner():\n    json.loads('{')\n\ninner()\n")
     done = command("--debug", "models", "--plugin", plugin)

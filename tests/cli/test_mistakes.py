@@ -56,15 +56,12 @@ TABLES = {
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("mistakes")
-    make_calvin(folder, {"train": 2, "val": 1})
+    folder = make_calvin(tmp_path_factory.mktemp("mistakes"), {"train": 2, "val": 1})
     write_lerobot(folder / "arm", "v3.0")
     bodies = "None", "exec('raise RuntimeError(\"bad\")')", "torch.zeros(len(clips), 1, 4, 16)"
     for number, body in enumerate((*bodies, "torch.full((len(clips), 1, 4, 8), torch.nan)", "None")):
-        name, more = (
-            f"own{number}" if number < 4 else "pixels",
-            "" if number else "weights=Weights(variable='OWN_PATH')",
-        )
+        name = f"own{number}" if number < 4 else "pixels"
+        more = "" if number else "weights=Weights(variable='OWN_PATH')"
         text = OWN.replace("NAME", name).replace("MORE", more).replace("BODY", body)
         (folder / f"own{number}.py").write_text(text)
     (folder / "bad.yaml").write_text("grid: [model: {")

@@ -32,8 +32,7 @@ REGRESSION = "logs/regression/logs/calvin_5_dinov2-origin_mlp_absolute"
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("benchmark")
-    make_calvin(folder, {"train": 10, "val": 3})
+    folder = make_calvin(tmp_path_factory.mktemp("benchmark"), {"train": 10, "val": 3})
     make_robot(folder, {"train": 12, "val": 8})
     save_tiny(folder / "models" / "DINOv2", "dinov2", patch=224)
     return folder

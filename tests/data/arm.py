@@ -10,9 +10,8 @@ from lary.data.spec import ActionSpace, DatasetSpec, LabelSpace, Normalisation, 
 from lary.data.tables import SampleTable, read_table
 from tests.tree import write_array
 
-SPACE = ActionSpace(
-    dims=("x", "y", "gripper"), horizon=4, normalisation=Normalisation(stats_file="stats.json", command="make them")
-)
+STATISTICS = Normalisation(stats_file="stats.json", command="make them")
+SPACE = ActionSpace(dims=("x", "y", "gripper"), horizon=4, normalisation=STATISTICS)
 PAIR = DatasetSpec(
     name="two", title="Two", media="pair", target=LabelSpace(("close", "open")), splits={"val": Split("here")},
     licences=(), media_depth=0, group_pattern=r"^(.*?ep_\d+)/",

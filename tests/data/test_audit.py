@@ -85,8 +85,7 @@ def test_libero_pairs_run_both_ways_and_stay_together_when_drawn(published: Path
 
 
 def test_clean_splits_do_not_leak_and_rows_that_repeat_or_contradict_are_found(tmp_path: Path) -> None:
-    make_calvin(tmp_path, {"train": 3, "val": 2})
-    make_robot(tmp_path, {"train": 4, "val": 4})
+    make_robot(make_calvin(tmp_path, {"train": 3, "val": 2}), {"train": 4, "val": 4})
     assert not run(tmp_path, "calvin").leaks  # both splits have an ep_0, under different roots
     assert not run(tmp_path, "robot_1st").leaks
     table = tmp_path / "data" / "robot_1st_metadata_train.csv"

@@ -141,9 +141,7 @@ def test_one_frame_is_in_memory_at_a_time_at_full_size(videos: Videos, tmp_path:
                 assert frame.base is None or frame.base.nbytes == frame.nbytes
 
 
-def test_videos_that_refer_to_more_pictures_than_any_level_allows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_videos_that_refer_to_more_pictures_than_any_level_allows(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(frames, "LARGEST_FRAME", 64 * 48)
     reads = (lambda path: len(read_clip([path], (0, 59))), lambda path: sum(1 for _ in decode_video(path)))
     for name, options in (("refs", "ref=16:bframes=0"), ("delay", "ref=16:bframes=16:b-pyramid=none")):
@@ -156,9 +154,7 @@ def test_videos_that_refer_to_more_pictures_than_any_level_allows(
     fails(MediaError, "64 x 48 pixels, more than the 3071", reads[0], tmp_path / "six.mp4")
 
 
-def test_frames_that_come_in_another_order_than_stamped_are_counted_in_the_order_of_decoding(
-    videos: Videos, tmp_path: Path
-) -> None:
+def test_frames_stamped_in_another_order_are_counted_in_the_order_of_decoding(videos: Videos, tmp_path: Path) -> None:
     """AVI keeps no presentation times, and what FFmpeg makes up is copied into other containers."""
     path, expected = videos["h264-avi"]
     for suffix in ("mp4", "mkv", "ts"):

@@ -150,9 +150,8 @@ def test_clip_and_its_reversal_share_a_group(tmp_path: Path) -> None:
 
 def test_a_column_names_groups(tmp_path: Path) -> None:
     spec = replace(PAIR, group_column="session")
-    table = written(
-        tmp_path, "src_img,tgt_img,action,session\nep_1/a.png,b.png,open,s1\nep_2/c.png,d.png,open,\n", spec
-    )
+    rows = "src_img,tgt_img,action,session\nep_1/a.png,b.png,open,s1\nep_2/c.png,d.png,open,\n"
+    table = written(tmp_path, rows, spec)
     assert (table.groups(), table[0].group, table.unit) == (("s1", "images/ep_2/c"), "s1", "pairs")
     assert table.take([0]).unit == "episodes"
     fails(UsageError, "no column 'session'", written, tmp_path, HEADER + "a.png,b.png,open\n", spec)

@@ -31,8 +31,7 @@ SEED = {
 
 def make_data(root: Path) -> None:
     """The files that the tools work on."""
-    make_calvin(root, {"train": 1, "val": 1}, pairs=1)
-    make_robot(root, {"train": 1})
+    make_robot(make_calvin(root, {"train": 1, "val": 1}, pairs=1), {"train": 1})
     for start in (recordings, tables, trajectories, robots):
         start(root)
     shutil.copy(root / "one.csv", root / "data" / "robocoin_metadata_seen_train.csv")

@@ -92,8 +92,7 @@ def extend(table: Path, column: str, *cells: str) -> None:
 
 
 def test_every_planted_defect_is_found_and_no_good_file_accused(tmp_path: Path, handicap: None) -> None:
-    make_calvin(tmp_path, {"train": 2, "val": 1})
-    make_robot(tmp_path, {"train": 4})
+    make_robot(make_calvin(tmp_path, {"train": 2, "val": 1}), {"train": 4})
     data = tmp_path / "data"
     calvin, clips = (data / f"{name}_metadata_train.csv" for name in ("calvin", "robot_1st"))
     folder, planted = data / "regression/calvin/train_stride5", IMAGES | ARRAYS | VIDEOS
@@ -141,8 +140,7 @@ def test_frame_numbers_behind_the_end_of_a_clip_and_clips_that_are_cut_off(tmp_p
 
 
 def test_good_and_unusual_files_are_accepted_in_every_published_path_form(tmp_path: Path) -> None:
-    make_calvin(tmp_path, {"train": 1, "val": 1}, pairs=1)
-    make_robot(tmp_path, {"train": 1})
+    make_robot(make_calvin(tmp_path, {"train": 1, "val": 1}, pairs=1), {"train": 1})
     data, values = tmp_path / "data", np.linspace(-1, 1, 35, dtype=np.float32)
     folder = data / "regression" / "calvin" / "train_stride5"
     picture, deep = Image.fromarray(frame(0.5, 0.5, (250, 9, 9))), Image.fromarray(np.full((48, 48), 999, np.uint16))

@@ -28,9 +28,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two pairs, one clip of nine frames, and the weights of all models."""
     from tests.tiny_networks import save_tiny_network
 
-    root = tmp_path_factory.mktemp("golden")
-    make_calvin(root, {"val": 1}, pairs=2)
-    make_robot(root, {"val": 1})
+    root = make_robot(make_calvin(tmp_path_factory.mktemp("golden"), {"val": 1}, pairs=2), {"val": 1})
     weights = root / "weights"
     weights.mkdir()
     write_plugin(weights, FROM_CASES)

@@ -119,8 +119,7 @@ def plain(value: Any) -> Any:
 def make_place(root: Path, protocol: str = "corrected", data: Path | None = None) -> Place:
     """A tree with latents of two models, of one protocol."""
     if data is None:
-        make_calvin(root, {"train": 10, "val": 7}, pairs=2)
-        make_robot(root, {"train": 16, "val": 8}, "png")
+        make_robot(make_calvin(root, {"train": 10, "val": 7}, pairs=2), {"train": 16, "val": 8}, "png")
     place = Place(root, data)
     (root / "tiny.py").write_text(FILES["tiny.py"])
     for model, dataset in LATENTS:

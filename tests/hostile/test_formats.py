@@ -165,8 +165,7 @@ FORMATS: dict[str, tuple[str, Change, Sequence[tuple[str, ...]]]] = {
 @pytest.fixture(scope="module")
 def valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a valid file of every format, deep enough for paths with many ``..``."""
-    root = tmp_path_factory.mktemp("formats") / "/".join("abcdefghijkl") / "root"
-    make_calvin(root, {"train": 4, "val": 3})
+    root = make_calvin(tmp_path_factory.mktemp("formats") / "/".join("abcdefghijkl") / "root", {"train": 4, "val": 3})
     extract(ExtractConfig(model="pixels", dataset="calvin", split="val", workers=1), settings_of(root))
     write_lerobot(root / "two", "v2.1", images="PNG")
     write_lerobot(root / "three", "v3.0", images="PNG")
@@ -176,9 +175,8 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sweep = {"options": {"dataset": "calvin"}, "grid": {"model": ["pixels", "dinov2"], "seed": [0, 1]}, "runs": []}
     (root / "sweep.yaml").write_text(yaml.safe_dump(sweep))
     (root / "lary.yaml").write_text(yaml.safe_dump({"LARY_ROOT": ".", "DATA_DIR": "data", "DINO_V2_PATH": "a/b"}))
-    files = [
-        {"path": "regression/calvin/a.bin", "size": 4, "oid": "ea1f343c8a1248a4cc4eb47bc92953d0efddb510", "lfs": None}
-    ]
+    digest = "ea1f343c8a1248a4cc4eb47bc92953d0efddb510"
+    files = [{"path": "regression/calvin/a.bin", "size": 4, "oid": digest, "lfs": None}]
     (root / "listing.json").write_text(json.dumps({"sha": "0" * 40, "files": files}))
     entry = {"size": 4, "sha256": "", "git": "0" * 40, "state": "done"}
     about = {"version": 1, "source": "huggingface", "repository": "meituan-longcat/LARYBench", "revision": "0" * 40}

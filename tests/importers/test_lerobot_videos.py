@@ -35,9 +35,7 @@ FILM = f"source/videos/{FRONT}/chunk-000/file-000.mp4"
 TABLE = "source/data/chunk-000/file-000.parquet"
 
 
-def write_joined(
-    root: Path, frames: Any = LENGTHS, late: Any = (0, 0, 0, 0), jitter: float = 0, codec: str = "h264"
-) -> None:
+def write_joined(root: Path, frames: Any = LENGTHS, late: Any = 0, jitter: float = 0, codec: str = "h264") -> None:
     """Four episodes in one video with so many `frames` of each; their starts are `late` by some frames."""
     info, begins = info_of("v3.0", None, splits={"val": "0:1"}), np.cumsum([0, *frames])[:4]
     parts = [episode_rows(episode, length, 0, None) for episode, length in enumerate(LENGTHS)]

@@ -21,8 +21,7 @@ from tests.tree import frame, make_calvin, make_robot, write_image, write_video
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Episodes, clips, and a folder with a video and two folders of images whose frames tell their number."""
-    root = tmp_path_factory.mktemp("pairs")
-    make_calvin(root, {"train": 4, "val": 2})
+    root = make_calvin(tmp_path_factory.mktemp("pairs"), {"train": 4, "val": 2})
     make_robot(root, {"train": 8, "val": 2}, codec="png")
     for name in ("a", "b"):
         for number in range(12):
@@ -170,9 +169,7 @@ def test_what_gives_no_pairs_is_one_sentence(root: Path, tmp_path: Path, caplog:
         wrong = {option: [1, 2, 3]}
         fails(UsageError, words, open_mixture, ["calvin", "robot_1st"], settings_of(root), 0, 8, **wrong)
     for wrong in ("0", "5-3", "-1", "x"):
-        fails(
-            UsageError, "--distance .* of .*own: expected frames", mixture, root, str(root / "own"), distances=[wrong]
-        )
+        fails(UsageError, "--distance .* of .*own: expected frames", mixture, root, f"{root}/own", distances=[wrong])
     for name in ("a", "b"):
         for number in range(40):
             write_image(tmp_path / "still" / name / f"{number}.png", frame(0.5, 0.5, (200, 0, 0)))

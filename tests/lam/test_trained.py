@@ -37,12 +37,10 @@ TINY = {
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tree with two trained models of pixels, which differ in their codebooks."""
-    root = tmp_path_factory.mktemp("trained")
-    make_calvin(root, {"train": 8, "val": 6})
+    root = make_calvin(tmp_path_factory.mktemp("trained"), {"train": 8, "val": 6})
     for size in (8, 4):
-        config = TrainLamConfig(
-            backbone="lapa", dataset=("calvin",), out=root / f"k{size}", **TINY | {"codebook_size": size}
-        )
+        options = TINY | {"codebook_size": size}
+        config = TrainLamConfig(backbone="lapa", dataset=("calvin",), out=root / f"k{size}", **options)
         train_lam(config, settings_of(root))
     return root
 
@@ -89,8 +87,7 @@ def test_its_record_stands_in_the_result_and_in_the_ablations(root: Path) -> Non
 
 
 def test_weights_that_are_not_those_of_the_record_are_refused(root: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(root / "k8", other)
+    other = shutil.copytree(root / "k8", tmp_path / "other")
     tensors = load_file(other / "model.safetensors")
     save_file({key: value + 1 for key, value in tensors.items()}, other / "model.safetensors")
     spec, changed = MODELS.get(f"lam:{other}"), replace(context(root), weights=str(other / "model.safetensors"))
@@ -108,9 +105,7 @@ def test_weights_that_are_not_those_of_the_record_are_refused(root: Path, tmp_pa
     fails(UsageError, "holds no training.json: name the folder", MODELS.get, f"lam:{tmp_path}")
 
 
-def test_released_weights_have_their_decoder_or_are_refused(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_released_weights_have_their_decoder_or_are_refused(root: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """A file in the published form, with every key of the decoder."""
     spec = MODELS.get("lapa")
     sizes = json.loads((root / "k8" / "training.json").read_text())["sizes"]
@@ -127,9 +122,8 @@ def test_released_weights_have_their_decoder_or_are_refused(
     assert found["numbers"] == trained["numbers"]
     names = sorted(tensors)
     torch.save(dict(zip(names, map(tensors.get, names[1:] + names[:1]), strict=True)), tmp_path / "laq.pt")
-    reconstructed(
-        root, tmp_path, *words, code=1, has=("64 misshaped: to_patch_emb_first_frame.1.weight [16] for [48]",)
-    )
+    wrong = ("64 misshaped: to_patch_emb_first_frame.1.weight [16] for [48]",)
+    reconstructed(root, tmp_path, *words, code=1, has=wrong)
     del tensors["to_pixels_first_frame.0.weight"]
     torch.save(tensors, tmp_path / "laq.pt")
     fails(LaryError, "1 missing: to_pixels_first_frame.0.weight", spec.factory.open, spec, given, TrainableModel)  # type: ignore[union-attr]
@@ -212,11 +206,9 @@ def reconstructed(root: Path, out: Path, *words: str | Path, code: int = 0, has:
 
 def test_reconstruction_of_trained_weights(root: Path, tmp_path: Path) -> None:
     """The losses over all pairs of the validation split are those of the network alone."""
-    found, (width, height) = reconstructed(
-        root, tmp_path, "--model", model(root), has=("reconstruction_loss", "Written")
-    )
+    found, size = reconstructed(root, tmp_path, "--model", model(root), has=("reconstruction_loss", "Written"))
     assert (found["data"], found["target"], found["numbers"]["pairs"]) == ("calvin:val", "pixels", 18)
-    assert (width, height) == (1170, 690)
+    assert size == (1170, 690)
     assert found["training"]["weights_digest"] == MODELS.get(model(root)).options["trained"]["weights_digest"]
     mixture = open_mixture(["calvin:val"], settings_of(root), 0, 32, exclude=False, workers=1)
     units = {unit.id: unit for unit in map(mixture.parts[0].unit, range(18))}

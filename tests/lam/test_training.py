@@ -216,17 +216,14 @@ def test_the_verdict_is_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     good = row | {name: limit + (1 if wrong(0, 1) else -1) for name, (wrong, limit, _) in ALARMS.items()}
     assert verdict(good | {"perplexity": 7.0})["state"] == "healthy"
     bad = good | {"perplexity": 1.2, "perplexity_share": 0.15}
-    assert verdict(bad) == {
-        "state": "collapsed", "alarms": ["perplexity_share"],
-        "text": "collapsed: the perplexity is 1.20 with 8 codes",
-    }  # fmt: skip
+    text = "collapsed: the perplexity is 1.20 with 8 codes"
+    assert verdict(bad) == {"state": "collapsed", "alarms": ["perplexity_share"], "text": text}
     due = [step for step in range(2201) if monitor_due(step, 2200)]
     assert due == [*range(0, 1000, 100), 1000, 1500, 2000, 2200]
     assert len([step for step in range(9000) if replacement_due(step)]) == 26
     monkeypatch.setattr(Monitor, "measure", lambda *_: bad)
-    stopping = made_training(
-        batch_size=2, steps=900, stop_on_collapse=True, validate_every=1000, folder=tmp_path / "stop"
-    )
+    often: dict[str, Any] = {"batch_size": 2, "steps": 900, "validate_every": 1000}
+    stopping = made_training(stop_on_collapse=True, folder=tmp_path / "stop", **often)
     fails(LaryError, "The codebook collapsed, and the training was stopped at step 200", stopping.run)
     record = json.loads((tmp_path / "stop" / "training.json").read_text())
     assert (record["steps"], record["verdict"]["state"]) == (200, "collapsed")

@@ -21,9 +21,7 @@ IDENTITY = StoreIdentity("toy", "calvin", "val", "corrected", "record", "weights
 @pytest.fixture(scope="session")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pairs of 12 training and 9 validation rows."""
-    root = tmp_path_factory.mktemp("tree")
-    make_calvin(root, {"train": 4, "val": 3})
-    return root
+    return make_calvin(tmp_path_factory.mktemp("tree"), {"train": 4, "val": 3})
 
 
 @pytest.fixture
@@ -35,8 +33,7 @@ def table(tree: Path) -> SampleTable:
 @pytest.fixture
 def root(tree: Path, tmp_path: Path) -> Path:
     """A copy of the tree, to be written to."""
-    shutil.copytree(tree, tmp_path / "root")
-    return tmp_path / "root"
+    return shutil.copytree(tree, tmp_path / "root")
 
 
 def draw(count: int, shape: tuple[int, ...] = (2, 3, 4), seed: int = 0) -> np.ndarray:

@@ -46,10 +46,7 @@ class Means:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("own")
-    make_calvin(folder, {"train": 8, "val": 4})
-    make_robot(folder, {"train": 12, "val": 4})
-    return folder
+    return make_robot(make_calvin(tmp_path_factory.mktemp("own"), {"train": 8, "val": 4}), {"train": 12, "val": 4})
 
 
 @pytest.fixture
@@ -132,11 +129,9 @@ def test_own_frames_through_extraction(root: Path, plugin: Path) -> None:
     repeated = tokens_of(root, "sixteen", "calvin")[1]
     assert (repeated[:, :8] == repeated[:, :1]).all()
     assert (repeated[:, 8:] == repeated[:, 15:]).all()
-    ask = ExtractConfig(model="dense", dataset="calvin", split="val")
-    fails(UsageError, "takes 6 frames at a stride of 1 around a pair, and none of the first 12", extract, ask,
-          settings_of(root))  # fmt: skip
-    ask = ExtractConfig(model="timed", dataset="calvin", split="val")
-    fails(UsageError, "image pairs of 'calvin' have no times", extract, ask, settings_of(root))
+    words = "takes 6 frames at a stride of 1 around a pair, and none of the first 12"
+    fails(UsageError, words, tokens_of, root, "dense", "calvin")
+    fails(UsageError, "image pairs of 'calvin' have no times", tokens_of, root, "timed", "calvin")
 
 
 @pytest.mark.usefixtures("no_figures")

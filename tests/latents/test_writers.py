@@ -31,9 +31,8 @@ def test_same_rows_same_bytes_in_any_order_and_whatever_came_between(tmp_path: P
         folders.append(contents(store.folder))
     assert folders[0] == folders[1] == folders[2]
     assert set(folders[0]) == {"shard_00000.safetensors", "store.json"}
-    assert store.entries(table, tmp_path, failed=[3]) == [
-        "2/shard_00000.safetensors#0", "2/shard_00000.safetensors#1", *[""] * 7
-    ]  # fmt: skip
+    name = "2/shard_00000.safetensors"
+    assert store.entries(table, tmp_path, failed=[3]) == [f"{name}#0", f"{name}#1", *[""] * 7]
 
 
 def test_rows_done_later_come_in_a_further_shard(tmp_path: Path, table: SampleTable) -> None:

@@ -74,10 +74,8 @@ def test_gradients_flow_through_every_published_model_and_bf16_is_near_fp32(name
 def test_networks_mix_no_tensors_of_host_and_device(name: str) -> None:
     """The meta device refuses a tensor of the CPU in an operation, as CUDA does."""
     spec = tiny_record(name) if name in PUBLISHED else MODELS.get(name)
-    encoder, side = (
-        build(spec, ModelContext("meta", "corrected", RANDOM if spec.weights else None)),
-        spec.preprocess.size,
-    )
+    encoder = build(spec, ModelContext("meta", "corrected", RANDOM if spec.weights else None))
+    side = spec.preprocess.size
     for frames in (2, 9):
         tokens = as_latents(encoder.author.encode(torch.empty(3, frames, 3, side, side, device="meta"))).tokens
         assert (tokens.device.type, len(tokens)) == ("meta", 3)
@@ -228,9 +226,7 @@ def test_module_holds_the_networks_of_a_plug_in() -> None:
 
 @pytest.mark.parametrize("name", [*PUBLISHED, *WEIGHTLESS])
 @pytest.mark.parametrize("protocol", ["corrected", "paper"])
-def test_tokens_have_the_shape_of_the_record_whatever_the_batch_and_frames_of_another_are_refused(
-    name: str, protocol: Any
-) -> None:
+def test_tokens_have_their_shape_whatever_the_batch_and_other_frames_are_refused(name: str, protocol: Any) -> None:
     encoder, side = drawn(name, protocol=protocol), MODELS.get(name).preprocess.size
     for media, frames in (("pair", 2), ("clip", 9)):
         clips = torch.rand(3 if frames == 2 else 2, frames, 3, side, side, generator=torch.Generator().manual_seed(0))

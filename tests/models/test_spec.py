@@ -42,10 +42,8 @@ def forget_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("own")
-    make_calvin(folder, {"train": 10, "val": 4}, pairs=2)
-    make_robot(folder, {"train": 12, "val": 4})
-    return folder
+    root = make_calvin(tmp_path_factory.mktemp("own"), {"train": 10, "val": 4}, pairs=2)
+    return make_robot(root, {"train": 12, "val": 4})
 
 
 @pytest.mark.parametrize("name", MODELS.names())

@@ -106,10 +106,9 @@ def changed(inputs: Any, change: Any) -> Any:
     own = {"train": InMemory(change(inputs.train.tokens))}
     if isinstance(inputs, ClassifierInputs):
         return replace(inputs, **own, validation=InMemory(change(inputs.validation.tokens)))
-    splits = {
-        role: replace(split, latents=InMemory(change(split.latents.tokens)))  # type: ignore[attr-defined]
-        for role, split in inputs.evaluated.items()
-    }
+    splits = dict(inputs.evaluated)
+    for role, split in splits.items():
+        splits[role] = replace(split, latents=InMemory(change(split.latents.tokens)))
     return replace(inputs, **own, evaluated=splits)
 
 

@@ -101,9 +101,7 @@ def test_a_state_is_written_where_it_costs_little(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("identity", ["", "me"])
-def test_the_best_weights_are_written_beside_states_and_at_the_end(
-    identity: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_best_weights_are_written_with_states_and_at_the_end(identity: str, tmp_path: Path, monkeypatch: Any) -> None:
     """Every best epoch once wrote its weights while the training waited, 8.6 GB at the published size."""
     moved, replacing, picked = [], os.replace, []
     monkeypatch.setattr(os, "replace", lambda old, new: moved.append(Path(new).name) or replacing(old, new))
@@ -227,10 +225,8 @@ def test_trackers_get_losses_rates_and_metrics(name: Any, tmp_path: Path, monkey
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
 def test_a_tracker_that_is_not_installed_is_named(name: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name, None)
-    with (
-        pytest.raises(UsageError, match=rf"--tracker {name}: .*pip install 'lary\[{name}\]'"),
-        tracking(name, tmp_path, "my run", {}),
-    ):
+    words = rf"--tracker {name}: .*pip install 'lary\[{name}\]'"
+    with pytest.raises(UsageError, match=words), tracking(name, tmp_path, "my run", {}):
         pass
     with tracking("none", tmp_path, "my run", {}) as tracker:
         assert tracker is None
@@ -251,7 +247,6 @@ def test_accelerators_train_in_tf32_but_not_as_published() -> None:
     def chosen(device: str, protocol: Any, asked: str | None = None) -> str:
         return chosen_precision(False, Session(protocol=protocol, seed=0, device=device, precision=asked))
 
-    assert [chosen("cuda:1", "corrected"), chosen("cuda:1", "paper"), chosen("cpu", "corrected")] == [
-        "tf32", "fp32", "fp32"
-    ]  # fmt: skip
+    found = [chosen("cuda:1", "corrected"), chosen("cuda:1", "paper"), chosen("cpu", "corrected")]
+    assert found == ["tf32", "fp32", "fp32"]
     assert [chosen("cuda:0", "corrected", "fp32"), chosen("cuda:0", "paper", "bf16")] == ["fp32", "bf16"]

@@ -20,8 +20,7 @@ MODEL = "pixels"
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tree, to be read: 10 + 7 episodes of three pairs, 24 + 12 clips, latents of `MODEL` of all of them."""
-    root = tmp_path_factory.mktemp("made")
-    make_calvin(root, {"train": 10, "val": 7})
+    root = make_calvin(tmp_path_factory.mktemp("made"), {"train": 10, "val": 7})
     make_robot(root, {"train": 24, "val": 12})
     for dataset in ("calvin", "robot_1st"):
         for split in ("train", "val"):
@@ -32,8 +31,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def place(made: Path, tmp_path: Path) -> Path:
     """A copy of the tree, to be spoilt."""
-    shutil.copytree(made, tmp_path / "tree")
-    return tmp_path / "tree"
+    return shutil.copytree(made, tmp_path / "tree")
 
 
 def config_of(dataset: str = "calvin", **options: Any) -> ClassifyConfig | RegressConfig:

@@ -33,8 +33,7 @@ Counting = Callable[..., None]
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    make_calvin(tmp_path, {"val": 8})
-    return tmp_path
+    return make_calvin(tmp_path, {"val": 8})
 
 
 def ask(model: str = "pixels", **changes: Any) -> ExtractConfig:

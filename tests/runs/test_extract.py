@@ -26,16 +26,12 @@ ASK = ("extract", "--model", MODEL, "--dataset", "calvin", "--split", "val")
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("template")
-    make_calvin(folder, {"val": 4})
-    make_robot(folder, {"train": 16, "val": 8})
-    return folder
+    return make_robot(make_calvin(tmp_path_factory.mktemp("template"), {"val": 4}), {"train": 16, "val": 8})
 
 
 @pytest.fixture
 def root(template: Path, tmp_path: Path) -> Path:
-    shutil.copytree(template, tmp_path / "root")
-    return tmp_path / "root"
+    return shutil.copytree(template, tmp_path / "root")
 
 
 def ask(split: str = "val", dataset: str = "calvin", **changes: Any) -> ExtractConfig:

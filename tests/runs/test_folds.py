@@ -18,9 +18,8 @@ pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 @pytest.mark.parametrize(("dataset", "rows", "groups"), [("calvin", 30 + 21, 17), ("robot_1st", 24 + 12, 36)])
-def test_every_episode_of_both_splits_is_scored_once(
-    made: Path, tmp_path: Path, dataset: str, rows: int, groups: int
-) -> None:
+def test_every_episode_is_scored_once(made: Path, tmp_path: Path, dataset: str, rows: int, groups: int) -> None:
+    """Episodes of both splits."""
     done = probe(made, dataset, logs=tmp_path, folds=3, seeds="0,1")
     assert (done.result.folds, done.folder.name.count("@folds3")) == (3, 1)
     samples = load_samples(done.folder)

@@ -39,9 +39,8 @@ def test_a_result_records_what_was_run_and_is_not_overwritten(made: Path, tmp_pa
     kinds = [f"{what} {role}" for role in ("train", "seen") for what in ("table", "latents")]
     assert {"options", *kinds} <= {one.name for one in result.inputs if one.digest}
     assert [line.split()[0] for line in summary(result).splitlines() if "<- headline" in line] == ["held_out"]
-    assert {name: (size.rows, size.groups) for name, size in result.dataset.splits.items()} == {
-        "train": (30, 10), "val": (21, 7)
-    }  # fmt: skip
+    sizes = {name: (size.rows, size.groups) for name, size in result.dataset.splits.items()}
+    assert sizes == {"train": (30, 10), "val": (21, 7)}
     stages = {"extract train", "extract val", "probe", "waiting for latents"}
     assert (min(result.timings.values()) > 0, set(result.timings)) == (True, stages)
     assert result.timings["waiting for latents"] < result.timings["probe"]

@@ -114,8 +114,7 @@ def test_every_split_goes_through_the_same_projection_and_orders_are_drawn_anew(
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set whose published splits share their episodes, with latents of these splits and of those by episode."""
-    root = tmp_path_factory.mktemp("mixed")
-    make_calvin(root, {"train": 12}, pairs=4)
+    root = make_calvin(tmp_path_factory.mktemp("mixed"), {"train": 12}, pairs=4)
     (root / "data/regression/calvin/train_stride5").rename(root / "data/regression/vlabench")
     rows = rows_of(root / "data" / "calvin_metadata_train.csv")
     for split, part in (("train", [row for at, row in enumerate(rows) if at % 4]), ("val", rows[::4])):
