@@ -167,7 +167,7 @@ def write_failures(file: Path, failures: Sequence[Failure]) -> None:
 
 
 @contextmanager
-def open_regular(path: Path) -> Iterator[IO[bytes]]:
+def regular_handle(path: Path) -> Iterator[int]:
     """Open a regular file for reading; a pipe or device might never end.
 
     It is inspected once it is open, so that nothing is swapped in between.
@@ -181,10 +181,16 @@ def open_regular(path: Path) -> Iterator[IO[bytes]]:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(mode):
             raise OSError(errno.EINVAL, "it is no regular file", str(path))
-        with os.fdopen(handle, "rb", closefd=False) as stream:
-            yield stream
+        yield handle
     finally:
         os.close(handle)
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[IO[bytes]]:
+    """Open a stream of a regular file. Raises as `regular_handle`."""
+    with regular_handle(path) as handle, os.fdopen(handle, "rb", closefd=False) as stream:
+        yield stream
 
 
 def read_limited(path: Path, limit: int) -> bytes:

@@ -26,6 +26,8 @@ SECONDS_BETWEEN_LINES = 10.0
 
 QUEUED = 128
 """Batches that threads get at once, which bounds the results in memory."""
+QUICK = 3e-4
+"""Seconds below which work is quick: a file in memory is read, one on a network is not."""
 
 CGROUP = Path("/sys/fs/cgroup")
 CGROUP_FILES = (
@@ -153,15 +155,21 @@ def in_threads(
     """The results of `work` for all items, in their order, from threads.
 
     A thread takes `batch` items, as one may be less work than handing it over.
-    Raises what `work` raises.
+    Batches of quick work, such as files in memory, stay in this thread, since
+    threads would wait for each other. Raises what `work` raises.
     """
-    parts = [items[start : start + batch] for start in range(0, len(items), batch)]
+    place, alone = 0, batch > 1
     with ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(parts), QUEUED):
-            for done in pool.map(lambda part: [work(item) for item in part], parts[start : start + QUEUED]):
+        while place < len(items):
+            starts = range(place, len(items), batch)[: 1 if alone else QUEUED]
+            parts, begun = (items[start : start + batch] for start in starts), time.perf_counter()
+            place, again = starts.stop, not alone and batch > 1
+            for done in (map if alone else pool.map)(lambda part: [work(item) for item in part], parts):
+                again = again or (alone and time.perf_counter() - begun < QUICK * batch)
                 if bar is not None:
                     bar.advance(len(done))
                 yield from done
+            alone = again
 
 
 def timed(items: Iterable[Item], waits: list[float]) -> Iterator[Item]:

@@ -3,6 +3,7 @@
 import io
 import logging
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -64,6 +65,17 @@ def test_devices_are_chosen_and_printed(monkeypatch: pytest.MonkeyPatch, capsys:
     absent = "no CUDA device here: one process on the CPU"
     lines = f"lary: --gpus 0: torch finds {absent}; to use one, install its driver", f"lary: {absent}"
     assert list(map(str.startswith, capsys.readouterr().err.splitlines(), lines)) == [True, True]
+
+
+@pytest.mark.parametrize("quick", [0.0, 60.0])
+def test_only_slow_work_is_shared_by_threads(quick: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files in memory are read 5 times as fast in one thread; whether work is slow is tried again and again."""
+    monkeypatch.setattr(runtime, "QUICK", quick)
+    monkeypatch.setattr(runtime, "QUEUED", 3)
+    found = list(runtime.in_threads(lambda item: (item, threading.current_thread()), range(100), 4, batch=4))
+    assert [item for item, _ in found] == list(range(100))
+    own = [thread is threading.main_thread() for _, thread in found]
+    assert own == ([True] * 100 if quick else ([True] * 4 + [False] * 12) * 6 + [True] * 4)
 
 
 def test_float32_keeps_its_bits_and_cuda_has_an_identity_of_its_own() -> None:

@@ -30,7 +30,7 @@ from lary.lam.network import (
 )
 from lary.lam.trained import RECORD, WEIGHTS
 from lary.models.preprocess import DeviceNormaliser
-from lary.probes.training import Session, save_checkpoint
+from lary.probes.training import Session, save_checkpoint, staged
 from lary.runtime import log, provenance, set_arithmetic, within_memory
 from lary.types import JsonDict, LaryError, UsageError
 
@@ -153,6 +153,7 @@ class LamTraining:
         book.copy_(self.rule.draw(len(book), latent, 0, self.team))
         self.result.vq.codebooks.copy_(book)
 
+    @staged("training")
     def update(self) -> None:
         """One step: forward and backward passes, and an update. Raises LaryError."""
         own = self.config
@@ -258,6 +259,7 @@ class LamTraining:
         if self.session.tracker is not None and self.team.leads:
             self.session.tracker.log(values, step=self.step)
 
+    @staged("evaluation")
     def watch(self) -> None:
         """Add the monitor's signals. Raises LaryError for a collapse."""
         rows = self.curves["monitor"]
@@ -355,6 +357,7 @@ class LamTraining:
             "curves": self.curves,
             "verdict": verdict(rows[-1]) if rows else None,
             "waited": self.waited / (time.monotonic() - self.began),
+            "seconds": {stage: sum(spent) for stage, spent in self.session.spent.items()},
             "versions": provenance()["versions"],
         }
         write_json(folder / WORK / RECORD, json.loads(json.dumps(content, default=str)))

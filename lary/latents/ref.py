@@ -183,11 +183,12 @@ class SplitLatents:
         return len(self.table[0].frame_index) or len(self.table[0].media)
 
     def on(self, device: str) -> SplitLatents:
-        """The split for a device: CUDA widens float16; NumPy has no bfloat16."""
-        if not device.startswith("cuda") or getattr(self.source, "dtype", "") != "float16":
+        """The split for a device: CUDA widens float16, and bfloat16, which is read as its bits in uint16."""
+        kind = {"float16": np.float16, "bfloat16": np.uint16}.get(getattr(self.source, "dtype", ""))
+        if kind is None or not device.startswith("cuda"):
             return self
         source = copy(self.source)
-        source.kind = np.float16  # type: ignore[union-attr]
+        source.kind = kind  # type: ignore[union-attr]
         return replace(self, source=source)
 
     def take(self, positions: Sequence[int]) -> SplitLatents:

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 
 from lary.arrays import BROKEN, Array, Floats, Ints, read_npz
 from lary.configs import LatentDtype
-from lary.files import open_regular
+from lary.files import open_regular, regular_handle
 from lary.latents.store import SHARDS, copy_numbers, token_shape
 from lary.runtime import in_threads
 from lary.types import JsonDict, LaryError, MediaError
@@ -65,10 +65,9 @@ class Stamp:
 def read_stamp(path: Path) -> Stamp | None:
     """The stamp of a file; None if it is missing, torn or of another program."""
     try:
-        with open_regular(path) as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - LONGEST_END))
-            end = file.read()
+        with regular_handle(path) as handle:
+            size = os.fstat(handle).st_size
+            end = os.pread(handle, LONGEST_END, max(0, size - LONGEST_END))
         # `zipfile` takes five times as long: it reads
         # the names of what is in the archive, too.
         at = end.rindex(b"PK\5\6")
@@ -345,6 +344,7 @@ class ShardSource:
         found = self._memory((len(chosen), *self.shape))
         out = torch.from_numpy(found.reshape(len(chosen), math.prod(self.shape)))
         raw = torch.empty(math.prod(self.shape), dtype=getattr(torch, self.dtype))
+        out = out.view(raw.dtype) if out.dtype == torch.uint16 else out
         data = raw.view(torch.uint8).numpy().data
         order = np.lexsort((self._position[chosen], self._file[chosen]))  # as on disk
         places = order, self._file[chosen[order]], self._position[chosen[order]]

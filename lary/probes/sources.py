@@ -17,7 +17,8 @@ from lary.runtime import free_memory, memory_bytes, pinned
 from lary.types import LaryError, LatentSource, UsageError
 
 Rows = Sequence[int] | Ints
-Tokens = npt.NDArray[np.floating]
+Tokens = npt.NDArray[Any]
+"""Floating-point numbers, or the bits of bfloat16 as uint16, which NumPy lacks."""
 
 MEMORY_SHARE = 0.125  # of all memory that the latents of a split may stay in
 CHUNK = 256  # rows read at once where a split is read in order
@@ -62,9 +63,9 @@ def finite_latents(source: LatentSource, name: Callable[[int], str]) -> LatentSo
         # where squares of finite numbers overflow, every number is tested.
         if tokens.dtype == np.float32 and math.isfinite(np.vdot(tokens, tokens)):
             return tokens
-        # Testing the exponents is four times as fast as isfinite for float16.
-        half = tokens.dtype == np.float16
-        finite = (tokens.view(np.uint16) & 0x7C00) != 0x7C00 if half else np.isfinite(tokens)
+        # Testing the exponents is four times as fast as isfinite for two bytes.
+        ones = {"float16": 0x7C00, "uint16": 0x7F80}.get(tokens.dtype.name)
+        finite = (tokens.view(np.uint16) & ones) != ones if ones else np.isfinite(tokens)
         if not finite.all():
             bad = rows[np.argmin(finite.reshape(len(tokens), -1).all(axis=1))]
             raise LaryError(
@@ -74,6 +75,11 @@ def finite_latents(source: LatentSource, name: Callable[[int], str]) -> LatentSo
         return tokens
 
     return LatentView(source, read)
+
+
+def wide(tokens: Tokens) -> Tokens:
+    """Tokens as numbers that NumPy calculates with: bits of bfloat16 become float32."""
+    return (tokens.astype(np.uint32) << 16).view(np.float32) if tokens.dtype == np.uint16 else tokens
 
 
 def reordered(source: LatentSource, control: str, seed: int) -> LatentSource:
@@ -99,18 +105,18 @@ def projected(source: LatentSource, size: int, seed: int) -> LatentSource:
         raise UsageError(f"--project {size}: must be from 1 to {dim - 1}, since the latents have dimension {dim}.")
     draw = np.random.default_rng(seed).standard_normal((dim, size))
     matrix = (draw / np.sqrt(size)).astype(np.float32)
-    return LatentView(source, lambda rows: np.asarray(source.read(rows) @ matrix, np.float32), size)
+    return LatentView(source, lambda rows: np.asarray(wide(source.read(rows)) @ matrix, np.float32), size)
 
 
 def standardised(source: LatentSource, mean: Floats, std: Floats) -> LatentSource:
     """Latents (x - mean) / std by channel; `mean` and `std` (D,) float32."""
-    return LatentView(source, lambda rows: (source.read(rows) - mean) / std)
+    return LatentView(source, lambda rows: (wide(source.read(rows)) - mean) / std)
 
 
 def in_chunks(source: LatentSource, rows: Ints) -> Iterator[Tokens]:
-    """The tokens of `rows`, 256 samples at once."""
+    """The tokens of `rows`, 256 samples at once, to calculate with."""
     for start in range(0, len(rows), CHUNK):
-        yield source.read(rows[start : start + CHUNK])
+        yield wide(source.read(rows[start : start + CHUNK]))
 
 
 def channel_statistics(source: LatentSource, rows: Ints) -> tuple[Floats, Floats]:
@@ -135,7 +141,8 @@ def keep_in_memory(source: LatentSource, processes: int = 1) -> LatentSource:
     size = FLOAT * len(source) * math.prod(source.shape)
     if size > MEMORY_SHARE * memory_bytes() / processes:
         return source
-    tokens = np.concatenate(list(in_chunks(source, np.arange(len(source)))))
+    parts = np.array_split(np.arange(len(source)), -(-len(source) // CHUNK))
+    tokens = np.concatenate([source.read(part) for part in parts])
     return LatentView(source, lambda rows: tokens[rows])
 
 
@@ -157,6 +164,7 @@ def read_batches(
         if not len(own):  # still a batch: other processes wait for its gradients
             return torch.empty((0, *source.shape))
         tensor = torch.from_numpy(np.require(source.read(own), requirements=["C", "W"]))
+        tensor = tensor.view(torch.bfloat16) if tensor.dtype == torch.uint16 else tensor
         return pinned(tensor.pin_memory, lambda: tensor, device)
 
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
@@ -168,7 +176,7 @@ def read_batches(
         for batch in batches:
             pending.extend(pool.submit(read, own) for own in islice(coming, 1))
             tokens = pending.popleft().result().to(device, non_blocking=True)
-            # Widened on the device: half as many bytes of float16 are copied.
+            # Widened on the device: half as many bytes of two-byte formats are copied.
             yield batch[share], tokens.float(), len(batch)
 
 

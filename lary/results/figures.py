@@ -128,21 +128,27 @@ def confusion_figure(matrix: npt.ArrayLike, classes: Sequence[str], title: str =
 def trajectory_files(
     chunks: Sequence[Chunk], dims: Sequence[str], units: Sequence[str] = ()
 ) -> Iterator[tuple[str, bytes]]:
-    """Each chunk as ``sample_<number>_action.png``, then ``action.pdf`` with a page for each."""
+    """Each chunk as ``sample_<number>_action.png``, then ``action.pdf`` with a page for each; all are of one length."""
     from matplotlib.backends.backend_pdf import PdfPages
 
     stream = io.BytesIO()
-    with PdfPages(stream, metadata=NO_DATES["pdf"]) as book:
-        for number, chunk in enumerate(chunks):
-            with _trajectory(chunk, dims, units) as figure:
-                yield f"sample_{number}_action.png", render(figure, "png")
-                book.savefig(figure)
+    # One figure for all: to make its panels takes as long as to draw them.
+    with PdfPages(stream, metadata=NO_DATES["pdf"]) as book, _trajectory(chunks[0], dims, units) as figure:
+        for number, (title, guess, truth) in enumerate(chunks):
+            figure.suptitle(title, fontsize=9, y=1 - 0.12 / figure.get_figheight(), va="top")
+            for axes, *values in zip(figure.axes, truth.T, guess.T, strict=False):  # the last panels are empty
+                for line, own in zip(axes.lines, values, strict=True):
+                    line.set_ydata(own)
+                axes.relim()
+                axes.autoscale_view()
+            yield f"sample_{number}_action.png", render(figure, "png")
+            book.savefig(figure)
     yield "action.pdf", stream.getvalue()
 
 
 @contextmanager
 def _trajectory(chunk: Chunk, dims: Sequence[str], units: Sequence[str]) -> Iterator[Figure]:
-    title, guess, truth = chunk
+    _, guess, truth = chunk
     columns = min(4, len(dims))
     rows = -(-len(dims) // columns)
     width, height = 2.3 * columns, 0.9 + 1.6 * rows
@@ -171,7 +177,6 @@ def _trajectory(chunk: Chunk, dims: Sequence[str], units: Sequence[str]) -> Iter
             axes.tick_params(length=0)
         labels = grid[0].get_legend_handles_labels()
         figure.legend(*labels, loc="lower center", ncols=2, frameon=False)
-        figure.suptitle(title, fontsize=9, y=1 - 0.12 / height, va="top")
         yield figure
 
 

@@ -229,7 +229,8 @@ class Spread:
         """The interval of each estimate, in the range of the metric, or why there is none."""
         columns = range(len(self.value))
         reasons = tuple(self.reason(column) for column in columns)
-        ends = np.array([(np.nan, np.nan) if reasons[column] else self._ends(column) for column in columns])
+        with np.errstate(over="ignore"):  # without a limit, an end may be infinite
+            ends = np.array([(np.nan, np.nan) if reasons[column] else self._ends(column) for column in columns])
         return Interval(self.value, ends[:, 0], ends[:, 1], self.parts[0][1], reasons)
 
     def reason(self, column: int) -> str:

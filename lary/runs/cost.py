@@ -4,6 +4,9 @@ What grows with rows, batches or epochs is scaled; all else, such as imports
 and figures, counts as it was measured.
 """
 
+from __future__ import annotations
+
+import logging
 import shutil
 import time
 from collections import defaultdict
@@ -12,23 +15,22 @@ from dataclasses import dataclass, replace
 from math import ceil, prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lary.configs import ExtractConfig, RunConfig
 from lary.latents.pipeline import MOST_WORKERS, KeptEncoder, encode_units, plan_units
 from lary.latents.ref import LatentsRef, SplitLatents, find_latent_table, open_latents
-from lary.probes.sources import CHUNK, FLOAT, MEMORY_SHARE
-from lary.probes.training import STATE_SHARE, Session
 from lary.registry import aligned
 from lary.runs.extract import CHANGED, FRAME_CONTROLS, Run, missing_rows, open_run, prepare_run, separate
-from lary.runs.probe import inputs_of, run_facts, task_of
-from lary.runs.run import extract_config, probe_config, roles_here
-from lary.runs.tasks import ProbeConfig, seeds_of
 from lary.runtime import log, memory_bytes, pick_devices
 from lary.settings import Setting, Settings
 from lary.types import LaryError
+
+if TYPE_CHECKING:  # else an extraction that is done would wait for the imports of probes
+    from lary.lam.configs import TrainLamConfig
+    from lary.runs.tasks import ProbeConfig
 
 Cost = dict[str, float]  # seconds by stage, and bytes
 STAGES = ("start", "media", "encoding", "latents", "training", "evaluation", "scoring")
@@ -36,8 +38,8 @@ STAGES = ("start", "media", "encoding", "latents", "training", "evaluation", "sc
 BYTES = ("written", "read")
 SECONDS, PACE_SECONDS, MOST_ROWS = 5.0, 1.0, 4096
 """Length of a measurement and of the one before it, and the most rows."""
-FEW, LONGEST_BATCH, RIDGE_WORK = 8, 30.0, 2e10
-"""Rows of a first batch on a CPU; the most seconds of a whole one; the most work of a ridge's fit."""
+FEW, LONGEST_BATCH, RIDGE_WORK, PACE_STEPS = 8, 30.0, 2e10, 2
+"""Rows of a first batch on a CPU, most seconds of a whole one, most work of a fit of the ridge, fewest steps."""
 
 
 @dataclass(frozen=True)
@@ -160,9 +162,46 @@ class Estimates:
         self.settings, self.folder, self.held = settings, folder, KeptEncoder()
         self.trials: dict[LatentsRef, Trial] = {}
         self.tried: dict[str, Tried] = {}
+        self.trained: dict[str, tuple[Cost, str]] = {}
+
+    def of_training(self, config: TrainLamConfig) -> tuple[Cost, str]:
+        """The most that a training costs, since no features are cached, and a model like it. Raises as `train_lam`."""
+        from lary.lam import train_lam
+        from lary.lam.codebook import monitor_due
+
+        # Whatever these are, the cost is the same.
+        key = repr(replace(config, out=Path(), seed=0, lr=None, weight_decay=0.0, entropy=0.0))
+        if key in self.trained:
+            return dict(self.trained[key][0]), self.trained[key][1]
+        brief = replace(config, out=self.folder / f"lam{len(self.trained)}", accumulate=1, cache_features=False)
+        brief = replace(brief, tracker="none", export="none", overwrite=True, batch_size=min(config.batch_size, FEW))
+        steps = PACE_STEPS
+        for last in (False, True):
+            begun = time.monotonic()
+            logging.disable(logging.WARNING)  # its codebook is of no interest
+            try:
+                spent = train_lam(replace(brief, steps=steps), self.settings)["seconds"]
+            finally:
+                logging.disable(logging.NOTSET)
+            seconds, pace = time.monotonic() - begun, spent["training"] / steps
+            larger = config.batch_size / brief.batch_size
+            if not last and pace * larger < LONGEST_BATCH:
+                brief, pace = replace(brief, batch_size=config.batch_size), pace * larger
+            steps = steps if last else max(PACE_STEPS, int(SECONDS / pace))
+        due = [sum(monitor_due(step, every) for step in range(every + 1)) for every in (config.steps, steps)]
+        cost = added_up([]) | {
+            "start": seconds - sum(spent.values()),
+            "training": pace * larger * config.accumulate * config.steps,
+            "evaluation": spent["evaluation"] * due[0] / due[1],
+            "written": float(sum(file.stat().st_size for file in brief.out.glob("*.safetensors"))),
+        }
+        self.trained[key] = cost, f"lam:{brief.out}"
+        return dict(cost), f"lam:{brief.out}"
 
     def of_run(self, config: RunConfig) -> Cost:
         """The cost of a run after earlier ones. Raises UsageError and LaryError."""
+        from lary.runs.run import extract_config, probe_config, roles_here
+
         costs, splits, probe = list[Cost](), {}, probe_config(config)
         for role, split in roles_here(config, self.settings).items():
             asked, begun = extract_config(config, split), time.monotonic()
@@ -187,6 +226,11 @@ class Estimates:
 
     def of_probe(self, config: ProbeConfig, splits: dict[str, SplitLatents]) -> Cost:
         """The cost of all seeds and folds. Raises UsageError and LaryError."""
+        from lary.probes.sources import CHUNK, FLOAT, MEMORY_SHARE
+        from lary.probes.training import STATE_SHARE
+        from lary.runs.probe import task_of
+        from lary.runs.tasks import seeds_of
+
         task, sizes = task_of(config, self.settings), {role: len(split.table) for role, split in splits.items()}
         if config.folds:
             count = sizes["train"] + sizes["seen"]
@@ -241,6 +285,10 @@ class Estimates:
         self, config: ProbeConfig, splits: Mapping[str, SplitLatents], device: str, rows: Mapping[str, int], brief: Any
     ) -> Tried:
         """Train on some rows, whose latents are the few there are, repeated."""
+        from lary.probes.training import Session
+        from lary.runs.probe import inputs_of, run_facts, task_of
+        from lary.runs.tasks import seeds_of
+
         times, spent = [time.perf_counter()], defaultdict[str, list[float]](list)
         task, seeds = task_of(replace(config, folds=None), self.settings), seeds_of(config)
         task.probe, task.splits = replace(task.probe, **brief), {}
@@ -273,14 +321,20 @@ class Estimates:
         return Tried(rows, (prepared, beside, scored), pace, spent["saving"])
 
 
-def estimate_runs(configs: Mapping[str, RunConfig], settings: Settings) -> str:
-    """A table of what runs cost, and its sum."""
-    started, costs = time.process_time(), dict[str, Cost]()
+def estimate_runs(
+    configs: Mapping[str, RunConfig], settings: Settings, trainings: Iterable[TrainLamConfig] = ()
+) -> str:
+    """A table of what trainings cost, and runs with these or other models, and its sum."""
+    started, costs, models = time.process_time(), dict[str, Cost](), dict[str, str]()
     with TemporaryDirectory() as folder:
         estimates = Estimates(settings, Path(folder))
-        for title, config in configs.items():
+        works: dict[str, Any] = {f"  {each.out.name}": each for each in trainings} | dict(configs)
+        for title, config in works.items():
             try:
-                costs[title] = estimates.of_run(config)
+                if isinstance(config, RunConfig):
+                    costs[title] = estimates.of_run(replace(config, model=models.get(config.model, config.model)))
+                else:
+                    costs[title], models[f"lam:{config.out}"] = estimates.of_training(config)
                 costs[title]["start"] += 0.0 if len(costs) > 1 else started
             except LaryError as error:
                 log.warning("%s: its cost is unknown: %s", title.strip(), error)

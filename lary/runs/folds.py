@@ -17,7 +17,7 @@ import numpy as np
 
 from lary.arrays import Array, Ints
 from lary.probes.outcome import SampleColumns
-from lary.probes.sources import LatentView
+from lary.probes.sources import LatentView, wide
 from lary.types import LatentSource, UsageError
 
 
@@ -45,7 +45,7 @@ def joined_latents(first: LatentSource, second: LatentSource, chosen: Ints) -> L
         tokens = np.empty((len(asked), *first.shape), dtype=np.float32)
         for source, at, start in ((first, asked < size, 0), (second, asked >= size, size)):
             if at.any():
-                tokens[at] = source.read(asked[at] - start)
+                tokens[at] = wide(source.read(asked[at] - start))
         return tokens
 
     return LatentView(first, read, count=len(chosen))

@@ -97,13 +97,12 @@ def run_sweep(file: Path, config: SweepConfig, settings: Settings) -> int:
         states = [(f"  {Path(model).name}", "to do" if model in left else "finished") for model in trainings]
         print(f"{len(trainings)} trainings, which come first:", *aligned(states), sep="\n")
     print(f"{len(plan)} runs, those of one model and data set share their latents:")
-    known = [each for each in plan if each.config.model not in left]
-    lacks = lacking(known, settings)
+    lacks = lacking([each for each in plan if each.config.model not in left], settings)
     words = lacks | {each.number: "result there" for each in plan if each.is_done(settings)}
     print(*aligned([(f"  {each.number:4d}", each.title, words.get(each.number, "to do")) for each in plan]), sep="\n")
     if config.dry_run:
-        undone = {f"  {each.number:4d}  {each.title}": each.config for each in known if each.number not in words}
-        print(estimate_runs(undone, settings))
+        undone = {f"  {each.number:4d}  {each.title}": each.config for each in plan if each.number not in words}
+        print(estimate_runs(undone, settings, left.values()))
         return int(bool(lacks))
     outcomes: dict[int, Outcome] = {}
     for training, outcome in done([[each] for each in left.values()], config, settings):

@@ -36,6 +36,9 @@ def test_a_sweep_trains_probes_and_makes_the_tables(tmp_path: Path, monkeypatch:
 
     told = sweep("--dry-run", has=("2 trainings, which come first", *NAMES))
     assert ("to do" in told, lam.exists()) == (True, False)
+    costs = [line.split() for line in told.splitlines()[-5:]]  # of trainings, runs with models like these, and all
+    assert [(row[0], float(row[-3]) > 0) for row in costs[:2] + costs[4:]] == [(name, True) for name in [*NAMES, "sum"]]
+    assert float(costs[4][-3]) == pytest.approx(sum(float(row[-3]) for row in costs[:4]), abs=0.3)
     sweep("--dry-run", lengths="[4, 4]", code=2, has=(f"training 2: {lam / NAMES[0]} is that of another",))
     sweep(has=("--distance 3-4 is not used by calvin:train, whose pairs", "2 runs: 2 done now", f"lam-{NAMES[0]}"))
     before = contents(lam)

@@ -20,6 +20,7 @@ from lary.data.tables import SampleTable
 from lary.latents.ref import SplitLatents
 from lary.latents.sources import MOST_BYTES, NpzSource, ShardSource, Stamp, read_shard, read_stamp, read_tokens
 from lary.latents.writers import ShardStore, write_latents
+from lary.probes.sources import wide
 from lary.types import LaryError, MediaError
 from tests.helpers import fails
 from tests.hostile.harness import write_zip
@@ -133,8 +134,8 @@ def test_shards_give_back_what_was_written(
     split = SplitLatents(table, source, {}, 0, tmp_path)
     assert split.on("cpu") is split
     stored = split.on("cuda:1").source.read([7, 0])
-    assert stored.dtype == ("float16" if dtype == "float16" else "float32"), "CUDA widens it"
-    np.testing.assert_array_equal(stored.astype(np.float32), expected[[7, 0]])
+    assert stored.dtype == (dtype if dtype != "bfloat16" else "uint16"), "CUDA widens it"
+    np.testing.assert_array_equal(wide(stored).astype(np.float32), expected[[7, 0]])
     assert source.read([1]).dtype == np.float32
     assert source.read([]).shape == (0, *expected.shape[1:])
     if dtype != "bfloat16":  # numpy has no such numbers

@@ -7,6 +7,7 @@ import psutil
 import pytest
 import torch
 
+from lary.arrays import Array
 from lary.probes import sources
 from lary.probes.nets import ActionExpertMLP
 from lary.probes.sources import check_memory, projected, read_batches, reordered
@@ -16,12 +17,20 @@ from tests.probes.made import KINDS, InMemory, train
 
 TOKENS = np.random.default_rng(0).standard_normal((50, 2, 3, 4)).astype(np.float32)
 ROWS = np.array([3, 11, 12])
+FORMATS = pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def stored(tokens: Array, dtype: str) -> tuple[Array, Array]:
+    """Tokens as shards give them to a probe on CUDA, and these as float32."""
+    found = torch.from_numpy(tokens).to(getattr(torch, dtype))
+    return (found.view(torch.uint16) if dtype == "bfloat16" else found).numpy(), found.float().numpy()
+
+
+@FORMATS
 def test_controls_change_the_steps(dtype: str) -> None:
-    tokens = TOKENS.astype(dtype)
+    tokens, numbers = stored(TOKENS, dtype)
     source = InMemory(tokens)
+    np.testing.assert_allclose(projected(source, 3, 0).read(ROWS), projected(InMemory(numbers), 3, 0).read(ROWS))
     np.testing.assert_array_equal(reordered(source, "static-pair", 0).read(ROWS), tokens[ROWS][:, [0, 0]])
     mixed = reordered(source, "shuffled-order", 0)
     everything = mixed.read(np.arange(50))
@@ -44,13 +53,14 @@ def test_projections_keep_lengths_and_channels_are_standardised() -> None:
     np.testing.assert_allclose(values.std(axis=0), [1, 1, 1, 0], atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@FORMATS
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_are_found(dtype: str, wrong: float) -> None:
-    tokens = np.full((5, 2, 3), np.finfo(dtype).max, dtype)  # a sum of such values overflows
+    largest = torch.finfo(getattr(torch, dtype)).max  # a sum of such values overflows
+    tokens, _ = stored(np.full((5, 2, 3), largest, np.float32), dtype)
     source = sources.finite_latents(InMemory(tokens), lambda row: f"sample {row}f ({row}.mp4)")
     np.testing.assert_array_equal(source.read(np.arange(5)), tokens)
-    tokens[3, 1, 2] = wrong
+    tokens[3, 1, 2] = stored(np.array([wrong], np.float32), dtype)[0][0]
     assert source.read([0, 1]).shape == (2, *source.shape)
     with pytest.raises(LaryError, match=r"latents of sample 3f \(3.mp4\) hold NaN or infinity.*check-model"):
         projected(source, 2, 0).read(np.array([4, 3]))
@@ -58,10 +68,10 @@ def test_values_that_are_not_finite_are_found(dtype: str, wrong: float) -> None:
 
 
 @pytest.mark.parametrize("fits", [True, False])
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@FORMATS
 def test_batches_are_the_rows_in_order_and_float32(fits: bool, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=8 * TOKENS.nbytes))
-    tokens = TOKENS.astype(dtype)
+    tokens, numbers = stored(TOKENS, dtype)
     own = InMemory(tokens)
     source = sources.keep_in_memory(own, 1 if fits else 2)  # an eighth is enough for one process
     assert (source is own) is not fits
@@ -71,7 +81,9 @@ def test_batches_are_the_rows_in_order_and_float32(fits: bool, dtype: str, monke
     np.testing.assert_array_equal(np.concatenate([part for part, *_ in found]), rows)
     values = torch.cat([batch for _, batch, _ in found])
     assert values.dtype == torch.float32
-    np.testing.assert_array_equal(values.numpy(), tokens[rows].astype(np.float32))
+    np.testing.assert_array_equal(values.numpy(), numbers[rows])
+    statistics = [sources.channel_statistics(InMemory(each), rows) for each in (tokens, numbers)]
+    np.testing.assert_array_equal(*statistics)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "ridge"])
