@@ -36,10 +36,19 @@ Cost = dict[str, float]  # seconds by stage, and bytes
 STAGES = ("start", "media", "encoding", "latents", "training", "evaluation", "scoring")
 """`media` is the wait for decoded frames, `encoding` all else of an extraction."""
 BYTES = ("written", "read")
-SECONDS, PACE_SECONDS, MOST_ROWS = 5.0, 1.0, 4096
-"""Length of a measurement and of the one before it, and the most rows."""
-FEW, LONGEST_BATCH, RIDGE_WORK, PACE_STEPS = 8, 30.0, 2e10, 2
-"""Rows of a first batch on a CPU, most seconds of a whole one, most work of a fit of the ridge, fewest steps."""
+SECONDS = 5.0
+"""Length of a measurement."""
+PACE_SECONDS = 1.0
+"""Length of the measurement before it."""
+MOST_ROWS = 4096
+FEW = 8
+"""Rows of a first batch on a CPU."""
+LONGEST_BATCH = 30.0
+"""Most seconds of a whole batch there."""
+RIDGE_WORK = 2e10
+"""Most work of a fit of the ridge."""
+PACE_STEPS = 2
+"""Fewest steps of a training."""
 
 
 @dataclass(frozen=True)
@@ -159,13 +168,15 @@ class Estimates:
     """Costs of runs; each split and each kind of training is tried once."""
 
     def __init__(self, settings: Settings, folder: Path) -> None:
-        self.settings, self.folder, self.held = settings, folder, KeptEncoder()
+        self.settings = settings
+        self.folder = folder
+        self.held = KeptEncoder()
         self.trials: dict[LatentsRef, Trial] = {}
         self.tried: dict[str, Tried] = {}
         self.trained: dict[str, tuple[Cost, str]] = {}
 
     def of_training(self, config: TrainLamConfig) -> tuple[Cost, str]:
-        """The most that a training costs, since no features are cached, and a model like it. Raises as `train_lam`."""
+        """The most that a training costs, as no features are cached, and a model like it. Raises LaryError."""
         from lary.lam import train_lam
         from lary.lam.codebook import monitor_due
 
