@@ -4,19 +4,25 @@
 
 Random latents, 20,000 samples of 16 x 1024 and 1,000 of 2 x 196 x 1024 in float16, written by each kind of store, and
 as a plain loop does with ``numpy.savez_compressed``. Rows are then read in random order through ``read_batches``, the
-loader of the probes, after one pass that warms the page cache; the best of three. Limits: shards give 20,000 and 2,000
-rows/s, and their bytes are within 1 % of the tokens'. All numbers are of one run; the ratios are what counts.
+loader of the probes, after one pass that warms the page cache; the best of three. Shards are also read where the cache
+has nothing of them, with one reading thread, as on a CPU, and with two, as on CUDA, beside the same files in order.
+Limits: shards give 20,000 and 2,000 rows/s, and their bytes are within 1 % of the tokens'. All numbers are of one run;
+the ratios are what counts.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow.parquet  # noqa: F401 (imports are not what is measured)
@@ -79,11 +85,20 @@ def sharded(folder: Path, dtype: str) -> ShardSource:
     return ShardSource(headers, files, np.concatenate([np.arange(len(header.samples)) for header in headers]))
 
 
-def rate(source, batch: int, limit: int) -> tuple[float, float]:
-    """Rows/s and rows per CPU second in random order, the best of some passes; at most `limit` rows."""
+def forget(folder: Path) -> None:
+    """Drop the files of a folder from the page cache."""
+    os.sync()
+    for file in folder.iterdir():
+        with file.open("rb") as stream:
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def rate(source, batch: int, limit: int, before: Callable[[], object] = lambda: None) -> tuple[float, float]:
+    """Rows/s and rows per CPU second in random order, the best of passes after `before`; at most `limit` rows."""
     rows = np.random.default_rng(1).permutation(len(source))[:limit]
     best, best_cpu = 0.0, 0.0
     for _ in range(PASSES + 1):
+        before()
         started, cpu = time.perf_counter(), time.process_time()
         for _, tokens, _ in read_batches(finite_latents(source, str), rows, batch, "cpu"):
             assert tokens.dtype.is_floating_point
@@ -121,6 +136,17 @@ def run(folder: Path, shape: tuple[int, ...], count: int, least: int) -> bool:
         first = f"{payload * rows / count / 1e6 / seconds:12.0f}{1e3 * cpu / rows:12.3f}{share:15.4f}"
         print(f"{name:34}{first}{found[name]:10.0f}{per_cpu:12.0f}")
         if name == "shards":
+            for threads in (1, 2):
+                with patch(
+                    "lary.probes.sources.ThreadPoolExecutor", lambda _, count=threads: ThreadPoolExecutor(count)
+                ):
+                    cold, per_cpu = rate(sharded(place, "float16"), batch, count, lambda: forget(folder / "shards"))
+                print(f"{f'  not cached, {threads} reading threads':73}{cold:10.0f}{per_cpu:12.0f}")
+            forget(place)
+            started = time.perf_counter()
+            for file in place.iterdir():
+                file.read_bytes()
+            print(f"{'  not cached, whole files in order':73}{count / (time.perf_counter() - started):10.0f}")
             fits = share < 1.01 and found[name] >= least
         shutil.rmtree(place)
     ratios = ", ".join(f"{found['shards'] / found[name]:.1f} times {name}" for name in list(writers)[1:])

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lary.models.running import LoadedEncoder, build
 from lary.models.spec import MODELS, ModelContext, locate_weights
@@ -83,6 +84,29 @@ def test_a_configuration_that_does_not_fit_is_named(name: str, change: Any, name
     config = save_tiny_network(tmp_path, name) / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
     fails(LaryError, named, make, name, tmp_path)
+
+
+def test_layers_share_the_librarys_rotary_angles(tmp_path: Path) -> None:
+    class Sines(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.count += call is torch.ops.aten.sin.default
+            return call(*args, **kwargs or {})
+
+    encoder = make("vjepa2", save_tiny_network(tmp_path, "vjepa2"))
+    layers = encoder.author._network.encoder.layer  # type: ignore[attr-defined]
+    clips = CLIPS.repeat(1, 3, 1, 1, 1)
+    with torch.inference_mode(), Sines() as first:
+        tokens = encoder.encode(clips).tokens
+    with Sines() as second:
+        assert torch.equal(encoder.encode(clips.requires_grad_()).tokens, tokens)
+        torch.autograd.backward(encoder.encode(clips).tokens.sum())
+    for layer in layers:
+        del layer.attention.apply_rotary_embeddings, layer.attention.get_position_ids
+    with torch.inference_mode(), Sines() as library:
+        assert torch.equal(encoder.encode(clips).tokens, tokens)
+    assert (first.count, second.count, library.count) == (3, 0, 6 * len(layers))
 
 
 def test_clips_that_fill_no_tubelet_are_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from lary.probes.presets import HeadSettings, ProbePreset
 from lary.probes.training import Session, chosen_precision
 from lary.types import LaryError, UsageError
 from tests.helpers import fails
-from tests.probes.made import TINY, InMemory, changed, classifier_inputs, train
+from tests.probes.made import TINY, InMemory, assert_same, changed, classifier_inputs, numbers, train
 
 
 def accuracy(outcome: ClassificationOutcome) -> float:
@@ -93,6 +93,17 @@ def test_a_head_that_diverges_later_is_left_out_of_the_mean() -> None:
 def test_parts_of_a_batch_add_up_to_its_gradient(at_once: int) -> None:
     parts, whole = (started(at_once=size).run_epoch(1)["validation_loss"] for size in (at_once, 16))
     np.testing.assert_allclose(parts, whole, rtol=1e-4)
+
+
+def test_bfloat16_is_trained_where_asked_for() -> None:
+    plain, half = (train("attentive", epochs=3, precision=precision) for precision in ("fp32", "bf16"))
+    assert (plain.settings["precision"], half.settings["precision"]) == ("fp32", "bf16")
+    again, other = (numbers(train("attentive", epochs=3, seed=seed)) for seed in (42, 43))
+    assert_same(numbers(plain), again)
+    assert again["history"] != other["history"]
+    first, second = (np.array(outcome.history[-1]["validation_loss"]) for outcome in (plain, half))
+    assert not np.array_equal(first, second)
+    np.testing.assert_allclose(first, second, rtol=0.2)
 
 
 @pytest.mark.parametrize(("has", "expected"), [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({}, False)])

@@ -48,6 +48,23 @@ def test_an_interrupted_training_resumes(kind: str, steps: int, tmp_path: Path) 
     assert (again.left, again.skipped) == (1, (epochs or 8) * rows)
 
 
+def test_gradients_of_a_network_are_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    messages: list[int] = []
+
+    def double(tensor: torch.Tensor) -> None:  # as where both processes have the same
+        messages.append(tensor.numel())
+        tensor.mul_(2)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", double)
+    network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2), torch.nn.Linear(9, 9))
+    torch.autograd.backward(network[:2](torch.ones(5, 3)).sum())
+    before = [weight.grad.clone() for weight in network[:2].parameters() if weight.grad is not None]
+    Team(0, 2).add_gradients(network)
+    after = [weight.grad for weight in network[:2].parameters() if weight.grad is not None]
+    assert (messages, len(after), network[2].weight.grad) == ([26], 4, None)
+    assert all(torch.equal(new, 2 * old) for new, old in zip(after, before, strict=True))
+
+
 @pytest.mark.parametrize("kind", ["attentive", "mlp", "dit"])
 def test_a_state_of_another_training_is_never_taken(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log, "warning", told := Mock())
