@@ -336,16 +336,24 @@ def estimate_runs(
     configs: Mapping[str, RunConfig], settings: Settings, trainings: Iterable[TrainLamConfig] = ()
 ) -> str:
     """A table of what trainings cost, and runs with these or other models, and its sum."""
-    started, costs, models = time.process_time(), dict[str, Cost](), dict[str, str]()
+    started, costs, models = (
+        time.process_time(),
+        dict[str, Cost](),
+        {each.model: each.model for each in configs.values()},
+    )
     with TemporaryDirectory() as folder:
         estimates = Estimates(settings, Path(folder))
-        works: dict[str, Any] = {f"  {each.out.name}": each for each in trainings} | dict(configs)
+        works: dict[str, Any] = {f"  {each.out.name}": each for each in trainings}
+        models |= {f"lam:{each.out}": "" for each in works.values()}  # until there is one like it
+        works |= configs
         for title, config in works.items():
             try:
-                if isinstance(config, RunConfig):
-                    costs[title] = estimates.of_run(replace(config, model=models.get(config.model, config.model)))
-                else:
+                if not isinstance(config, RunConfig):
                     costs[title], models[f"lam:{config.out}"] = estimates.of_training(config)
+                elif model := models[config.model]:
+                    costs[title] = estimates.of_run(replace(config, model=model))
+                else:
+                    continue
                 costs[title]["start"] += 0.0 if len(costs) > 1 else started
             except LaryError as error:
                 log.warning("%s: its cost is unknown: %s", title.strip(), error)
