@@ -26,8 +26,10 @@ SECONDS_BETWEEN_LINES = 10.0
 
 QUEUED = 128
 """Batches that threads get at once, which bounds the results in memory."""
-QUICK = 3e-4
-"""Seconds below which work is quick: a file in memory is read, one on a network is not."""
+QUICK = 0.01
+"""Seconds below which a batch is quick."""
+TRIED = 32
+"""Most items of a batch that is tried."""
 
 CGROUP = Path("/sys/fs/cgroup")
 CGROUP_FILES = (
@@ -161,11 +163,12 @@ def in_threads(
     place, alone = 0, batch > 1
     with ThreadPoolExecutor(threads) as pool:
         while place < len(items):
-            starts = range(place, len(items), batch)[: 1 if alone else QUEUED]
-            parts, begun = (items[start : start + batch] for start in starts), time.perf_counter()
+            size = min(batch, TRIED) if alone else batch
+            starts = range(place, len(items), size)[: 1 if alone else QUEUED]
+            parts, begun = (items[start : start + size] for start in starts), time.perf_counter()
             place, again = starts.stop, not alone and batch > 1
             for done in (map if alone else pool.map)(lambda part: [work(item) for item in part], parts):
-                again = again or (alone and time.perf_counter() - begun < QUICK * batch)
+                again = again or (alone and time.perf_counter() - begun < QUICK * size / batch)
                 if bar is not None:
                     bar.advance(len(done))
                 yield from done

@@ -190,7 +190,7 @@ class LatentStore:
                     facts = media_facts(inside(table.root, path))
             return path, facts
 
-        found = dict(in_threads(now, list(known), 16, batch=4096))
+        found = dict(in_threads(now, list(known), 16, batch=256))
         replaced = [path for path in known if found[path][:33] != known[path][:33]]
         if replaced and not overwrite:
             raise UsageError(

@@ -185,15 +185,17 @@ class Estimates:
         if key in self.trained:
             return dict(self.trained[key][0]), self.trained[key][1]
         brief = replace(config, out=self.folder / f"lam{len(self.trained)}", accumulate=1, cache_features=False)
-        brief = replace(brief, tracker="none", export="none", overwrite=True, batch_size=min(config.batch_size, FEW))
+        brief = replace(brief, tracker="none", export="none", overwrite=True, stop_on_collapse=False)
+        few = max(FEW, len(pick_devices(config.gpus, config.device, every=True)))
+        brief = replace(brief, batch_size=min(config.batch_size, few))
         steps = PACE_STEPS
         for last in (False, True):
-            begun = time.monotonic()
+            begun, before = time.monotonic(), logging.root.manager.disable
             logging.disable(logging.WARNING)  # its codebook is of no interest
             try:
                 spent = train_lam(replace(brief, steps=steps), self.settings)["seconds"]
             finally:
-                logging.disable(logging.NOTSET)
+                logging.disable(before)
             seconds, pace = time.monotonic() - begun, spent["training"] / steps
             larger = config.batch_size / brief.batch_size
             if not last and pace * larger < LONGEST_BATCH:

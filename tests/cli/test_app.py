@@ -87,15 +87,15 @@ def test_help_answers_at_once() -> None:
     """In seconds of the processor, against those of the library that prints it, as machines differ."""
 
     def used(*words: str) -> float:
-        seconds = []
-        for _ in range(3):
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            subprocess.run([sys.executable, *words], capture_output=True, check=True)
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        return min(seconds)
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *words], capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    assert used("-m", "lary.cli", "--help") < 3 * used("-c", "import cyclopts")
+    # In turns, since other work comes and goes.
+    found = [(used("-m", "lary.cli", "--help"), used("-c", "import cyclopts")) for _ in range(6)]
+    helped, bare = map(min, zip(*found, strict=True))
+    assert helped < 3 * bare
 
 
 @pytest.mark.parametrize(
