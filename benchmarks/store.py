@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -137,9 +138,8 @@ def run(folder: Path, shape: tuple[int, ...], count: int, least: int) -> bool:
         print(f"{name:34}{first}{found[name]:10.0f}{per_cpu:12.0f}")
         if name == "shards":
             for threads in (1, 2):
-                with patch(
-                    "lary.probes.sources.ThreadPoolExecutor", lambda _, count=threads: ThreadPoolExecutor(count)
-                ):
+                pool = partial(ThreadPoolExecutor, threads)  # whatever the loader asks for
+                with patch("lary.probes.sources.ThreadPoolExecutor", lambda _, pool=pool: pool()):
                     cold, per_cpu = rate(sharded(place, "float16"), batch, count, lambda: forget(folder / "shards"))
                 print(f"{f'  not cached, {threads} reading threads':73}{cold:10.0f}{per_cpu:12.0f}")
             forget(place)

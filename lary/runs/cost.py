@@ -181,7 +181,7 @@ class Estimates:
         from lary.lam.codebook import monitor_due
 
         # Whatever these are, the cost is the same.
-        key = repr(replace(config, out=Path(), seed=0, lr=None, weight_decay=0.0, entropy=0.0))
+        key = repr(replace(config, out=Path(), seed=0, lr=None, weight_decay=0.0))
         if key in self.trained:
             return dict(self.trained[key][0]), self.trained[key][1]
         brief = replace(config, out=self.folder / f"lam{len(self.trained)}", accumulate=1, cache_features=False)
@@ -338,11 +338,8 @@ def estimate_runs(
     configs: Mapping[str, RunConfig], settings: Settings, trainings: Iterable[TrainLamConfig] = ()
 ) -> str:
     """A table of what trainings cost, and runs with these or other models, and its sum."""
-    started, costs, models = (
-        time.process_time(),
-        dict[str, Cost](),
-        {each.model: each.model for each in configs.values()},
-    )
+    started, costs = time.process_time(), dict[str, Cost]()
+    models = {each.model: each.model for each in configs.values()}
     with TemporaryDirectory() as folder:
         estimates = Estimates(settings, Path(folder))
         works: dict[str, Any] = {f"  {each.out.name}": each for each in trainings}
