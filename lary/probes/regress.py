@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from lary.arrays import Doubles, Floats, Ints
+from lary.arrays import Floats, Ints
 from lary.probes import outcome as metrics
 from lary.probes.dit import ActionExpertDiT
 from lary.probes.nets import ActionExpertMLP
@@ -267,25 +267,24 @@ class RidgeTraining(ActionTraining):
             # As scikit-learn's GroupKFold, which takes two seconds to import.
             order = np.random.RandomState(self.session.seed).permutation(np.unique(self.inputs.train_groups))
             parts = np.array_split(order, min(FOLDS, groups))
-            self.folds = [np.isin(self.inputs.train_groups, part) for part in parts]
-        features = np.concatenate(list(in_chunks(self.inputs.train, rows)))
-        features = features.reshape(len(rows), -1).astype(np.float64)
-        mean = features.mean(axis=0)
+            self.folds = [torch.from_numpy(np.isin(self.inputs.train_groups, part)) for part in parts]
+        # All of it in torch: beside its threads, those of NumPy and of SciPy would wait for a core.
+        features = torch.from_numpy(np.concatenate(list(in_chunks(self.inputs.train, rows)))).flatten(1).double()
+        mean = features.mean(dim=0)
         features -= mean
-        spread = np.sqrt(np.square(features).mean(axis=0).reshape(-1, shape[-1]).mean(axis=0))
-        spread[spread < 1e-6 * max(1.0, float(np.abs(mean).max()))] = 1.0
-        std = np.tile(spread, size // len(spread))
+        spread = features.square().mean(dim=0).reshape(-1, shape[-1]).mean(dim=0).sqrt()
+        spread[spread < 1e-6 * mean.abs().max().clamp(min=1)] = 1.0
+        std = spread.repeat(size // len(spread))
         features /= std
         self.features, self.linear = features, {"mean": mean, "std": std}
         return []
 
     def weights(self) -> dict[str, Tensor]:
-        return {name: torch.tensor(value) for name, value in self.linear.items()}
+        return dict(self.linear)  # a fit replaces them
 
     def decode(self, tokens: Tensor) -> Tensor:
         own = self.linear
-        features = (tokens.flatten(1).double().numpy() - own["mean"]) / own["std"]
-        return torch.from_numpy(features @ own["coef"] + own["intercept"])
+        return (tokens.flatten(1).double() - own["mean"]) / own["std"] @ own["coef"] + own["intercept"]
 
     def run_epoch(self, epoch: int) -> JsonDict:
         row: JsonDict = {"epoch": epoch}
@@ -299,30 +298,27 @@ class RidgeTraining(ActionTraining):
         """Fit the penalty of an epoch; adds its error in folds to `row`."""
         targets = self.inputs.train_targets
         shrinkage = row["shrinkage"] = self.settings.shrinkages[row["epoch"] - 1]
-        wanted = targets.reshape(len(targets), -1).astype(np.float64)
+        wanted = torch.from_numpy(targets).flatten(1).double()
         # The mean eigenvalue: the trace is n * F, the rank min(n, F).
         penalty = shrinkage * max(self.features.shape)
         if self.corrected:
-            found = np.empty_like(wanted)
+            found = torch.empty_like(wanted)
             for held in self.folds:
                 coef, intercept = ridge_fit(self.features[~held], wanted[~held], penalty)
                 found[held] = self.features[held] @ coef + intercept
-            self.add_errors(row, "held_out", torch.from_numpy(found.astype(np.float32)), targets)
+            self.add_errors(row, "held_out", found.float(), targets)
         coef, intercept = ridge_fit(self.features, wanted, penalty)
         self.linear |= {"coef": coef, "intercept": intercept}
-        fitted = (self.features @ coef + intercept).astype(np.float32)
-        self.add_errors(row, "train", torch.from_numpy(fitted), targets)
+        self.add_errors(row, "train", (self.features @ coef + intercept).float(), targets)
 
 
-def ridge_fit(features: Doubles, targets: Doubles, penalty: float) -> tuple[Doubles, Doubles]:
+def ridge_fit(features: Tensor, targets: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
     """The ridge of features (n, F) to targets (n, m): coefficients (F, m) and intercept (m,)."""
-    from scipy.linalg import solve
-
-    mean, middle = features.mean(axis=0), targets.mean(axis=0)
+    mean, middle = features.mean(dim=0), targets.mean(dim=0)
     centred, wanted = features - mean, targets - middle
     dual = len(mean) > len(centred)  # the smaller of two equal problems
     gram = centred @ centred.T if dual else centred.T @ centred
-    gram.flat[:: len(gram) + 1] += penalty
-    found = solve(gram, wanted if dual else centred.T @ wanted, assume_a="pos", overwrite_a=True)
+    gram.diagonal().add_(penalty)
+    found = torch.cholesky_solve(wanted if dual else centred.T @ wanted, torch.linalg.cholesky(gram))
     coef = centred.T @ found if dual else found
     return coef, middle - mean @ coef
