@@ -32,8 +32,8 @@ def code_rows(code_seq_len: int, grid: int) -> int:
     """
     height = width = grid
     for (high, wide), stride, padding in CODE_STACKS.get(code_seq_len, ()):
-        height = (height + 2 * padding - high) // stride + 1
-        width = (width + 2 * padding - wide) // stride + 1
+        height = max(0, (height + 2 * padding - high) // stride + 1)
+        width = max(0, (width + 2 * padding - wide) // stride + 1)
     return height * width if code_seq_len in CODE_STACKS else 0
 
 

@@ -245,7 +245,7 @@ def test_mistakes_are_sentences(tmp_path: Path) -> None:
     words = r"needs [\d.e+]+ GB, .* for a batch of 100000000; cpu has .* --accumulate, or a smaller network\.$"
     fails(LaryError, words, made_training, batch_size=10**8)
     fails(UsageError, "--batch-size 1: .* 2 processes", made_training, batch_size=1, session={"team": Team(0, 2)})
-    assert [lengths_of(grid) for grid in (14, 16, 8, 7)] == [[16, 49, 64], [16], [1, 2, 4], [1, 2, 4]]
+    assert [lengths_of(grid) for grid in (14, 16, 8, 7, 4)] == [[16, 49, 64], [16], [1, 2, 4], [1, 2, 4], []]
 
 
 TINY = "--depth 1 --heads 2 --dim-head 8 --quant-dim 8 --batch-size 4 --monitor-pairs 8 --validate-every 5"
