@@ -269,9 +269,13 @@ def read_text(path: Path, what: str) -> str:
 def _plain_yaml(content: bytes) -> Any:
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Of YAML 1.2, where 1e-4 is a number."""
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+e[-+]?\d+$", re.I), None)
     text, depth = content.decode("utf-8-sig"), 0
     try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        for event in yaml.parse(text, Loader):
             if getattr(event, "anchor", None):
                 raise ValueError("anchors and aliases are not allowed: write the values out")
             if tag := getattr(event, "tag", None):
@@ -279,7 +283,7 @@ def _plain_yaml(content: bytes) -> Any:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST_YAML:
                 raise RecursionError
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None
 

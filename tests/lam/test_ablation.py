@@ -16,7 +16,7 @@ SWEEP = """
 train:
   options: {{backbone: lapa, dataset: calvin, distance: 3-4, image_size: 16, patch_size: 2, dim: 16, depth: 1, heads: 2,
     dim_head: 8, quant_dim: 8, batch_size: 4, monitor_pairs: 6, steps: 2, device: cpu, workers: 1,
-    lr: 1.0e-3, out: {out}}}
+    lr: 1e-3, out: {out}}}
   grid: {{codebook_size: [4, 8], code_length: {lengths}}}
 options: {{probe_preset: demo, workers: 1, model_type: ridge, device: cpu}}
 grid: {{dataset: [calvin]}}

@@ -1,9 +1,13 @@
 """Dry runs of whole runs and of sweeps: what they print for both tasks, and that nothing is changed."""
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from lary.lam.configs import TrainLamConfig
+from lary.runs.cost import Estimates
+from lary.settings import load_settings
 from tests.helpers import contents, lary, printed
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -70,3 +74,15 @@ def test_media_that_cant_be_read_leave_the_cost_unknown(place: Path) -> None:
         picture.write_bytes(b"")
     done = lary("run", "--dataset", "calvin", *OPTIONS, root=place)
     assert (done.code, "Nothing of train can be read: row 1: " in done.err) == (0, True), done.err
+
+
+def test_a_trial_of_a_training_fits_its_devices_and_does_not_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = Mock(return_value={"seconds": {"training": 1.0, "evaluation": 1.0}})
+    monkeypatch.setattr("lary.lam.train_lam", train)
+    monkeypatch.setattr("lary.runs.cost.pick_devices", lambda *words, every: [f"cuda:{at}" for at in range(16)])
+    config = TrainLamConfig(backbone="lapa", dataset=("simarm",), out=tmp_path / "lam", stop_on_collapse=True)
+    Estimates(load_settings(), tmp_path).of_training(config)
+    for call in train.call_args_list:
+        assert (call.args[0].batch_size >= 16, call.args[0].stop_on_collapse) == (True, False)
