@@ -126,8 +126,11 @@ class ProgressBar:
     def advance(self, count: int = 1) -> None:
         self._done += count
         self._bar.update(count)
-        if self._bar.disable and time.monotonic() - self._logged > SECONDS_BETWEEN_LINES:
+        if time.monotonic() - self._logged > SECONDS_BETWEEN_LINES:
+            gc.collect(1)  # commands do so seldom
             self._logged = time.monotonic()
+            if not self._bar.disable:
+                return
             rate = max(self._done - self._first, 1e-9) / (self._logged - self._started)
             left = (self._total - self._done) / rate
             pace = f"{rate:.1f} {self._unit}s/s" if rate > 0.1 else f"{1 / rate:.0f} s per {self._unit}"
@@ -250,11 +253,11 @@ def set_arithmetic(device: str, precision: str = "fp32") -> str:
 
 
 def leave_devices() -> None:
-    """Give back memory of CUDA devices that is out of use."""
+    """Give back memory that is out of use, on CUDA devices too."""
     import torch
 
+    gc.collect()  # encoders refer to themselves
     if torch.cuda.is_initialized():
-        gc.collect()  # encoders refer to themselves
         torch.cuda.empty_cache()
 
 

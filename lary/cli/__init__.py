@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit; an error is a sentence and a code."""
     # The libraries make a million objects that stay. To search them for garbage,
     # at work and as the interpreter ends, took a quarter of a short command.
-    gc.set_threshold(100_000)
+    gc.set_threshold(1_000_000)
     atexit.register(gc.freeze)
     open_streams()
     setup_logging()

@@ -76,9 +76,7 @@ def test_media_that_cant_be_read_leave_the_cost_unknown(place: Path) -> None:
     assert (done.code, "Nothing of train can be read: row 1: " in done.err) == (0, True), done.err
 
 
-def test_a_trial_of_a_training_fits_its_devices_and_does_not_stop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trial_fits_devices_and_does_not_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train = Mock(return_value={"seconds": {"training": 1.0, "evaluation": 1.0}})
     monkeypatch.setattr("lary.lam.train_lam", train)
     monkeypatch.setattr("lary.runs.cost.pick_devices", lambda *words, every: [f"cuda:{at}" for at in range(16)])

@@ -13,6 +13,7 @@ import pytest
 from lary.configs import ClassifyConfig, ExtractConfig, RegressConfig, RunConfig
 from lary.models.spec import MODELS
 from lary.results.record import read_result
+from lary.runs.probe import run_probe
 from lary.runs.run import demo_models, results_table, run
 from lary.runs.sweep import IN_FOLDER, OF_LATENTS
 from lary.runtime import log
@@ -46,13 +47,14 @@ def test_one_encoder_serves_all_splits_and_is_gone_before_the_probe(tmp_path: Pa
     spec, built, left = MODELS.get("pixels"), list[Any](), list[Any]()
 
     def count(*given: Any) -> Any:
-        author = spec.factory(*given)  # type: ignore[misc]
+        author: Any = spec.factory(*given)  # type: ignore[misc]
+        author.own = author  # as a network with hooks may
         built.append(weakref.ref(author))
         return author
 
     monkeypatch.setitem(MODELS._records, "pixels", replace(spec, factory=count))
-    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
-    monkeypatch.setattr("torch.cuda.empty_cache", lambda: left.append([own() for own in built]))
+    probe = lambda *given: left.append([own() for own in built]) or run_probe(*given)  # noqa: E731
+    monkeypatch.setattr("lary.runs.run.run_probe", probe)
     settings = settings_of(tmp_path)
     run(RunConfig(model="pixels", dataset="calvin", probe_preset="demo", model_type="ridge", workers=1), settings)
     assert (len(built), left[-1]) == (1, [None])
