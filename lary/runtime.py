@@ -253,7 +253,7 @@ def set_arithmetic(device: str, precision: str = "fp32") -> str:
 
 
 def leave_devices() -> None:
-    """Give back memory that is out of use, on CUDA devices too."""
+    """Give back unused memory, on CUDA devices too."""
     import torch
 
     gc.collect()  # encoders refer to themselves

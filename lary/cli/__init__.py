@@ -47,8 +47,8 @@ LOUDNESS = {"--quiet": "WARNING", "--verbose": "DEBUG", "--debug": "INFO"}
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit; an error is a sentence and a code."""
-    # The libraries make a million objects that stay. To search them for garbage,
-    # at work and as the interpreter ends, took a quarter of a short command.
+    # The libraries make a million objects that stay: to search them for garbage,
+    # at work and at the end, took a quarter of a short command.
     gc.set_threshold(1_000_000)
     atexit.register(gc.freeze)
     open_streams()

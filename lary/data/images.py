@@ -46,8 +46,8 @@ def read_image(path: Path, reader: Reader = "cv2") -> Pixels:
 
     Of 16 bits, the upper 8 stay.
     """
-    import cv2
-
+    if reader == "cv2":
+        import cv2
     try:
         data = read_limited(path, LARGEST_FILE)
     except (OSError, ValueError) as error:
@@ -55,12 +55,13 @@ def read_image(path: Path, reader: Reader = "cv2") -> Pixels:
     # OpenCV 5 itself refuses a torn PNG: there is no need to unpack it twice.
     if problem := image_problem(data, pixels=reader != "cv2" or cv2.__version__ < "5"):
         raise MediaError(f"The image {path} is broken: {problem}.")
-    with contextlib.suppress(OSError, SyntaxError, ValueError, cv2.error):
+    with contextlib.suppress(OSError, SyntaxError, ValueError):
         if reader == "pil":
             return _decode_with_pillow(data)
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-        if image is not None:
-            return np.asarray(image, np.uint8)
+        with contextlib.suppress(cv2.error):
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+            if image is not None:
+                return np.asarray(image, np.uint8)
     raise MediaError(f"The image {path} can't be decoded: {image_problem(data) or 'its content is broken'}.")
 
 

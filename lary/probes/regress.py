@@ -268,7 +268,7 @@ class RidgeTraining(ActionTraining):
             order = np.random.RandomState(self.session.seed).permutation(np.unique(self.inputs.train_groups))
             parts = np.array_split(order, min(FOLDS, groups))
             self.folds = [torch.from_numpy(np.isin(self.inputs.train_groups, part)) for part in parts]
-        # All in torch: its threads and those of NumPy and SciPy wait for each other.
+        # In torch alone: threads of three libraries wait for each other.
         features = torch.from_numpy(np.concatenate(list(in_chunks(self.inputs.train, rows)))).flatten(1).double()
         mean = features.mean(dim=0)
         features -= mean

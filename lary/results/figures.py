@@ -100,7 +100,7 @@ def plot_pair(axes: Any, steps: npt.ArrayLike, truth: npt.ArrayLike, guess: npt.
     axes.grid()
     axes.margins(y=0.15)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=3))
 
 
 # --- files of the published code ---
@@ -174,7 +174,7 @@ def _trajectory(chunk: Chunk, dims: Sequence[str], units: Sequence[str]) -> Iter
             axes.set_title(f"{dims[index]} [{unit}]" if unit else dims[index], y=1.03)
             axes.xaxis.set_label_coords(0.5, -0.2)
             axes.yaxis.set_label_coords(-0.2, 0.5)
-            axes.tick_params(length=0)
+            axes.tick_params(length=0, labelbottom=index + columns >= len(dims))
         labels = grid[0].get_legend_handles_labels()
         figure.legend(*labels, loc="lower center", ncols=2, frameon=False)
         yield figure

@@ -389,7 +389,7 @@ def frames_of(split: SplitLatents) -> Callable[[int], Pixels] | None:
 
     def read(row: int) -> Pixels:
         sample = split.table[row]
-        return read_clip(split.table.media_path(sample), sample.frame_index)
+        return read_clip(split.table.media_path(sample), sample.frame_index, "pil")
 
     try:
         read(0)
