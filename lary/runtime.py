@@ -252,12 +252,13 @@ def set_arithmetic(device: str, precision: str = "fp32") -> str:
     return f"cuda {'tf32' if fast else 'fp32'}" if kind == "cuda" else ""
 
 
-def leave_devices() -> None:
-    """Give back unused memory, on CUDA devices too."""
+def leave_devices(held: dict[str, Any]) -> None:
+    """Let the encoders go that are `held`, with all memory that is out of use."""
     import torch
 
-    gc.collect()  # encoders refer to themselves
-    if torch.cuda.is_initialized():
+    if held or torch.cuda.is_initialized():
+        held.clear()
+        gc.collect()  # encoders refer to themselves
         torch.cuda.empty_cache()
 
 
@@ -267,7 +268,7 @@ def free_memory(device: str) -> int:
 
     if not device.startswith("cuda"):
         return memory_bytes(free=True)
-    leave_devices()
+    leave_devices({})
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0]) + kept
 

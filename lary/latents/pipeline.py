@@ -108,8 +108,7 @@ def make_encoder(job: Job, model: ModelSpec, device: str, held: KeptEncoder | No
     context = ModelContext(device, config.protocol, job.weights, config.revision, config.seed, job.variables)
     key = repr((model, context, config.precision, config.compile, job.plugins))
     if key not in held:
-        held.clear()  # before a second one takes memory
-        leave_devices()
+        leave_devices(held)  # before a second one takes memory
         held[key] = build(model, context, precision=config.precision, compiled=config.compile)
     return held[key]
 
