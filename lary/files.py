@@ -270,7 +270,7 @@ def _plain_yaml(content: bytes) -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Of YAML 1.2, where 1e-4 is a number."""
+        """As in YAML 1.2, 1e-4 is a number."""
 
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+e[-+]?\d+$", re.I), None)
     text, depth = content.decode("utf-8-sig"), 0

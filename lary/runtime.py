@@ -127,7 +127,7 @@ class ProgressBar:
         self._done += count
         self._bar.update(count)
         if time.monotonic() - self._logged > SECONDS_BETWEEN_LINES:
-            gc.collect(1)  # commands do so seldom
+            gc.collect(1)  # see main()
             self._logged = time.monotonic()
             if not self._bar.disable:
                 return

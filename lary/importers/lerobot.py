@@ -186,8 +186,8 @@ class LeRobotImport:
         if self.in_order:
             numbers = ", ".join(map(str, sorted(self.in_order)[:10]))
             log.warning(
-                "%s: the time stamps of %d episodes contradict their videos, which have as many frames as the tables "
-                "have rows: the frames are taken in order (episodes %s%s)",
+                "%s: the time stamps of %d episodes contradict their videos, which have a frame per row: "
+                "these are taken in order (episodes %s%s)",
                 *(self.name, len(self.in_order), numbers, ", ..." if len(self.in_order) > 10 else ""),
             )
         rows = []

@@ -100,7 +100,7 @@ def plan_units(pending: Iterable[int], unit_rows: int) -> list[Unit]:
     return [Unit(number, tuple(rows)) for number, rows in groupby(pending, lambda row: row // unit_rows)]
 
 
-KeptEncoder = dict[str, LoadedEncoder]  # at most one, by what it was made of
+KeptEncoder = dict[str, LoadedEncoder]  # at most one, by its options
 
 
 def make_encoder(job: Job, model: ModelSpec, device: str, held: KeptEncoder | None = None) -> LoadedEncoder:
@@ -108,7 +108,7 @@ def make_encoder(job: Job, model: ModelSpec, device: str, held: KeptEncoder | No
     context = ModelContext(device, config.protocol, job.weights, config.revision, config.seed, job.variables)
     key = repr((model, context, config.precision, config.compile, job.plugins))
     if key not in held:
-        leave_devices(held)  # before a second one takes memory
+        leave_devices(held)
         held[key] = build(model, context, precision=config.precision, compiled=config.compile)
     return held[key]
 

@@ -85,7 +85,7 @@ def run_splits(
         reports.append(extract(asked, settings, held))
         if probe.control in FRAME_CONTROLS and (changed := extract_changed(asked, probe.control, settings)):
             reports.append(changed)
-    leave_devices(held)  # the probe needs the memory
+    leave_devices(held)  # for the probe
     found = run_probe(probe, settings)
     extracted = sum(report.extracted for report in reports)
     failures = sum(len(report.failures) for report in reports)
