@@ -141,7 +141,8 @@ def encode_units(
     cores, most = usable_cores() // job.processes, MOST_WORKERS if device == "cpu" else MOST_BESIDE
     workers, writers = config.workers or max(1, min(most, cores)), max(WRITERS, min(MOST_WORKERS, cores // 4))
     planned = plan_batches(table, units, job.store.unit_rows, config.batch_size)
-    frames, pending = preprocess.frames or most_frames(table), job.pending
+    pair, pending = table.spec.media == "pair", job.pending
+    frames = preprocess.frames or (2 if pair else 1 + int(table.frame[INDEX_COLUMN].str.count(",").max()))
     commits: deque[Future[UnitReport]] = deque()
     memory = within_memory(device, "lower --batch-size")
     with memory, idle_readers(workers) as readers, ThreadPoolExecutor(writers) as threads:
@@ -171,12 +172,6 @@ def encode_units(
                 commits.append(threads.submit(unit.commit))
         for commit in commits:
             yield commit.result()
-
-
-def most_frames(table: SampleTable) -> int:
-    if table.spec.media == "pair":
-        return 2
-    return 1 + int(table.frame[INDEX_COLUMN].str.count(",").max())
 
 
 def plan_batches(table: SampleTable, units: Iterable[Unit], unit_rows: int, size: int) -> Iterator[Batch]:
@@ -244,7 +239,7 @@ class Encoding:
             raise LaryError(
                 f"Tokens of '{self._encoder.spec.name}' depend on chance or on the batch that a sample is in: in two "
                 f"passes, the same rows differ by {largest:.2g}. Switch off what draws or mixes samples, such as "
-                "dropout, masking or batch statistics; `lary check-model` shows how much it is."
+                "dropout, masking or batch statistics."
             )
         self._encoder.checked = True
         return batch

@@ -85,7 +85,7 @@ class Gated(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = x.chunk(2, -1)
-        return value * super().forward(gate)  # type: ignore[no-untyped-call]
+        return value * super().forward(gate)
 
 
 def feed_forward(dim: int) -> nn.Sequential:
@@ -252,7 +252,7 @@ class PixelPatches(nn.Sequential):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H', W') to tokens (B, H, W, D)."""
-        return super().forward(F.pixel_unshuffle(images, self.patch).movedim(1, -1))  # type: ignore[no-untyped-call]
+        return super().forward(F.pixel_unshuffle(images, self.patch).movedim(1, -1))
 
 
 class PatchTokens(nn.Module):

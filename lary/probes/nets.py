@@ -241,7 +241,7 @@ class ActionExpertMLP(nn.Module):
         if x.requires_grad:
             x = first(norm(x))
         else:
-            x = _NormedLinear.apply(x, norm.weight, norm.bias, norm.eps, first.weight, first.bias)  # type: ignore[no-untyped-call]
+            x = _NormedLinear.apply(x, norm.weight, norm.bias, norm.eps, first.weight, first.bias)
         return model["fc2"](model["layer_norm2"](model["mlp_resnet_blocks"](F.relu(x))))
 
     predict = forward

@@ -277,7 +277,17 @@ class RidgeTraining(ActionTraining):
         std = spread.repeat(size // len(spread))
         features /= std
         self.features, self.linear = features, {"mean": mean, "std": std}
+        self.decompose()
         return []
+
+    @staged("training")
+    def decompose(self) -> None:
+        """Rotate fewer rows than values into as many dimensions, which no fit sees."""
+        self.basis, triangle = None, self.features.T
+        if len(triangle) > len(self.features):
+            self.basis, triangle = torch.linalg.qr(triangle)
+        self.features = triangle.T
+        self.gram = triangle @ triangle.T
 
     def weights(self) -> dict[str, Tensor]:
         return dict(self.linear)  # a fit replaces them
@@ -300,25 +310,25 @@ class RidgeTraining(ActionTraining):
         shrinkage = row["shrinkage"] = self.settings.shrinkages[row["epoch"] - 1]
         wanted = torch.from_numpy(targets).flatten(1).double()
         # The mean eigenvalue: the trace is n * F, the rank min(n, F).
-        penalty = shrinkage * max(self.features.shape)
+        penalty = shrinkage * max(len(wanted), len(self.linear["mean"]))
         if self.corrected:
             found = torch.empty_like(wanted)
             for held in self.folds:
-                coef, intercept = ridge_fit(self.features[~held], wanted[~held], penalty)
+                coef, intercept = self.solve(wanted, penalty, held)
                 found[held] = self.features[held] @ coef + intercept
             self.add_errors(row, "held_out", found.float(), targets)
-        coef, intercept = ridge_fit(self.features, wanted, penalty)
-        self.linear |= {"coef": coef, "intercept": intercept}
+        coef, intercept = self.solve(wanted, penalty, torch.zeros(len(wanted)) > 0)
         self.add_errors(row, "train", (self.features @ coef + intercept).float(), targets)
+        self.linear |= {"coef": coef if self.basis is None else self.basis @ coef, "intercept": intercept}
 
-
-def ridge_fit(features: Tensor, targets: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
-    """The ridge of features (n, F) to targets (n, m): coefficients (F, m) and intercept (m,)."""
-    mean, middle = features.mean(dim=0), targets.mean(dim=0)
-    centred, wanted = features - mean, targets - middle
-    dual = len(mean) > len(centred)  # the smaller of two equal problems
-    gram = centred @ centred.T if dual else centred.T @ centred
-    gram.diagonal().add_(penalty)
-    found = torch.cholesky_solve(wanted if dual else centred.T @ wanted, torch.linalg.cholesky(gram))
-    coef = centred.T @ found if dual else found
-    return coef, middle - mean @ coef
+    def solve(self, targets: Tensor, penalty: float, held: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients and intercept (m,) of targets (n, m), without the rows `held` (n,)."""
+        own = self.features[held]
+        kept = len(held) - len(own)
+        mean = -own.sum(dim=0) / kept  # of all it is 0
+        middle = targets[~held].mean(dim=0)
+        gram = self.gram - own.T @ own - kept * torch.outer(mean, mean)
+        gram.diagonal().add_(penalty)
+        right = self.features.T @ torch.where(held[:, None], 0.0, targets - middle)
+        coef = torch.cholesky_solve(right, torch.linalg.cholesky(gram))
+        return coef.contiguous(), middle - mean @ coef  # products like rows

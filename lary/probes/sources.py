@@ -232,8 +232,8 @@ def check_memory(
         raise UsageError(
             f"A probe of {weights / 1e9:.2f} billion weights on latents of shape {shape} needs "
             f"{trained / 1e9:.1f} GB for weights, gradients and moments, {batches / 1e9:.1f} GB "
-            f"for batches; {device} has {free / 1e9:.1f} GB free. Pool the tokens (--pool mean), "
-            "project their channels (--project 64), or take a smaller --probe-batch-size."
+            f"for batches; {device} has {free / 1e9:.1f} GB free: pass --pool mean, --project 64, or "
+            "a smaller --probe-batch-size."
         )
 
 

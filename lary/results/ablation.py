@@ -57,7 +57,7 @@ def stride_ablation(context: Context) -> Found:
         files += _write_ablation(context, f"stride_{slug(series)}", rows, runs[0], f"{series}: score by stride")
     yield from files or [
         "no model has finished runs at two strides: run 'lary regress' on data sets whose records share a "
-        "stride_series, such as vlabench, vlabench_15 and vlabench_30"
+        "stride_series, such as vlabench and vlabench_15"
     ]
 
 

@@ -159,11 +159,6 @@ class Tried:
     saving: Sequence[float]
 
 
-def fit_work(rows: int, values: int) -> float:
-    """Multiplications per row of a fit of the ridge: the smaller Gram matrix, and its factor."""
-    return values * min(rows, values) + min(rows, values) ** 3 / 3 / rows
-
-
 class Estimates:
     """Costs of runs; each split and each kind of training is tried once."""
 
@@ -250,14 +245,14 @@ class Estimates:
             sizes = {"train": count - count // config.folds, "seen": count // config.folds}
         own, ridge, values = task.probe, task.kind == "ridge", prod(splits["train"].source.shape)
         devices, start = pick_devices(config.gpus, config.device, every=not ridge), 0.0
-        brief = {"shrinkages": own.shrinkages[:2]} if ridge else {"epochs": 2}
+        brief = {} if ridge else {"epochs": 2}
         key = repr((config.dataset, task.kind, config.precision, config.project, values, replace(own, **brief)))
         if key not in self.tried:
             few = FEW if devices[0] == "cpu" else own.batch_size
             rows = {role: min(count, (2 if role == "train" else 1) * few) for role, count in sizes.items()}
             first = self.try_probe(config, splits, devices[0], rows, brief | {"batch_size": few})
             rows = {role: min(count, MOST_ROWS) for role, count in sizes.items()}
-            while ridge and rows["train"] * fit_work(rows["train"], values) > RIDGE_WORK and rows["train"] > FEW:
+            while ridge and rows["train"] * values * min(rows["train"], values) > RIDGE_WORK and rows["train"] > FEW:
                 rows["train"] //= 2
             for role, count in rows.items() if not ridge else ():
                 # Whole batches, but for those that would take too long.
@@ -271,7 +266,7 @@ class Estimates:
         averaged = task.kind in ("mlp", "dit") and config.protocol == "corrected"
         passes = {role: own.epochs + (averaged and role != "train") for role in sizes}
         count, scored = sizes["train"], sum(sizes.values()) - sizes["train"]
-        work = fit_work(count, values) / fit_work(tried.rows["train"], values) if ridge else 1.0
+        work = min(count, values) / min(tried.rows["train"], values) if ridge else 1.0
         training = own.epochs * count * work * tried.pace["training"] / len(devices)
         evaluation = passes["seen"] * scored * tried.pace["evaluation"] / len(devices)
         source, limit, begun = splits["train"].source, MEMORY_SHARE * memory_bytes() / len(devices), time.perf_counter()
@@ -330,7 +325,9 @@ class Estimates:
         prepared, trained, scored = np.diff([*times, time.perf_counter()]).tolist()
         counts = {"training": rows["train"], "evaluation": sum(rows.values()) - rows["train"]}
         beside = trained - sum(sum(spent[stage]) for stage in (*counts, "saving"))
-        pace = {stage: float(np.median(spent[stage][1:])) / count for stage, count in counts.items()}
+        # A ridge works before its epochs, too.
+        first, epochs = (0, task.probe.epochs) if task.kind == "ridge" else (-1, 1)
+        pace = {stage: sum(spent[stage][first:]) / epochs / count for stage, count in counts.items()}
         return Tried(rows, (prepared, beside, scored), pace, spent["saving"])
 
 

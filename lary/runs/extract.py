@@ -265,7 +265,7 @@ def warn_about_media(table: SampleTable, pending: Sequence[int]) -> None:
     if len(absent) == len({path for sample in table for path in table.media_path(sample)}):
         raise LaryError(
             f"None of the {len(absent)} media files of {table.path} exist; the first are\n  {listed}\n"
-            f"Check DATA_DIR; this split's files are expected under {table.root}."
+            f"Check DATA_DIR; they are expected under {table.root}."
         )
     missing = f"{len(absent)} media files of the first {len(table)} rows are missing"
     log.warning("%s; their rows will be skipped. The first are\n  %s", missing, listed)
