@@ -286,8 +286,7 @@ class RidgeTraining(ActionTraining):
         self.basis, triangle = None, self.features.T
         if len(triangle) > len(self.features):
             self.basis, triangle = torch.linalg.qr(triangle)
-        self.features = triangle.T
-        self.gram = triangle @ triangle.T
+        self.features, self.gram = triangle.T, triangle @ triangle.T
 
     def weights(self) -> dict[str, Tensor]:
         return dict(self.linear)  # a fit replaces them

@@ -151,7 +151,7 @@ def estimate(config: ExtractConfig, settings: Settings) -> str:
 
 @dataclass(frozen=True)
 class Tried:
-    """A probe trained for two epochs: seconds before, beside epochs, and of scores; seconds per row by stage."""
+    """A probe in two epochs: seconds before, beside epochs, and of scores; seconds per row by stage."""
 
     rows: Mapping[str, int]
     once: tuple[float, float, float]
@@ -171,7 +171,7 @@ class Estimates:
         self.trained: dict[str, tuple[Cost, str]] = {}
 
     def of_training(self, config: TrainLamConfig) -> tuple[Cost, str]:
-        """The most that a training costs, as no features are cached, and a model like it. Raises LaryError."""
+        """The cost of a training without cached features, and a model like it. Raises LaryError."""
         from lary.lam import train_lam
         from lary.lam.codebook import monitor_due
 
@@ -325,7 +325,7 @@ class Estimates:
         prepared, trained, scored = np.diff([*times, time.perf_counter()]).tolist()
         counts = {"training": rows["train"], "evaluation": sum(rows.values()) - rows["train"]}
         beside = trained - sum(sum(spent[stage]) for stage in (*counts, "saving"))
-        # A ridge works before its epochs, too.
+        # A ridge works before them, too.
         first, epochs = (0, task.probe.epochs) if task.kind == "ridge" else (-1, 1)
         pace = {stage: sum(spent[stage][first:]) / epochs / count for stage, count in counts.items()}
         return Tried(rows, (prepared, beside, scored), pace, spent["saving"])
@@ -335,13 +335,14 @@ def estimate_runs(
     configs: Mapping[str, RunConfig], settings: Settings, trainings: Iterable[TrainLamConfig] = ()
 ) -> str:
     """A table of what trainings cost, and runs with these or other models, and its sum."""
+    import lary.runs.probe  # noqa: F401 (as a run)
+
     started, costs = time.process_time(), dict[str, Cost]()
     models = {each.model: each.model for each in configs.values()}
     with TemporaryDirectory() as folder:
         estimates = Estimates(settings, Path(folder))
-        works: dict[str, Any] = {f"  {each.out.name}": each for each in trainings}
-        models |= {f"lam:{each.out}": "" for each in works.values()}  # until there is one like it
-        works |= configs
+        works: dict[str, Any] = {f"  {each.out.name}": each for each in trainings} | dict(configs)
+        models |= {f"lam:{each.out}": "" for each in trainings}  # until one is like it
         for title, config in works.items():
             try:
                 if not isinstance(config, RunConfig):
