@@ -330,4 +330,4 @@ class RidgeTraining(ActionTraining):
         gram.diagonal().add_(penalty)
         right = self.features.T @ torch.where(held[:, None], 0.0, targets - middle)
         coef = torch.cholesky_solve(right, torch.linalg.cholesky(gram))
-        return coef.contiguous(), middle - mean @ coef  # products like rows
+        return coef.contiguous(), middle - mean @ coef  # by columns, products are slow

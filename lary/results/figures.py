@@ -153,7 +153,7 @@ def _trajectory(chunk: Chunk, dims: Sequence[str], units: Sequence[str]) -> Iter
     rows = -(-len(dims) // columns)
     width, height = 2.3 * columns, 0.9 + 1.6 * rows
     steps = np.arange(1.0, len(truth) + 1)
-    # Margins by hand: a layout costs seconds per figure.
+    # A layout costs seconds per figure.
     with new_figure(width, height, layout=None) as figure:
         figure.subplots_adjust(
             left=0.62 / width,
@@ -170,7 +170,7 @@ def _trajectory(chunk: Chunk, dims: Sequence[str], units: Sequence[str]) -> Iter
                 continue
             unit = units[index] if index < len(units) else ""
             plot_pair(axes, steps, truth[:, index], guess[:, index], "o" if len(truth) <= 15 else None)
-            # Places by hand: to find them takes a third of the time.
+            # To find the places takes a third of the time.
             axes.set_title(f"{dims[index]} [{unit}]" if unit else dims[index], y=1.03)
             axes.xaxis.set_label_coords(0.5, -0.2)
             axes.yaxis.set_label_coords(-0.2, 0.5)

@@ -325,7 +325,7 @@ class Estimates:
         prepared, trained, scored = np.diff([*times, time.perf_counter()]).tolist()
         counts = {"training": rows["train"], "evaluation": sum(rows.values()) - rows["train"]}
         beside = trained - sum(sum(spent[stage]) for stage in (*counts, "saving"))
-        # A ridge works before them, too.
+        # A ridge also works before its epochs.
         first, epochs = (0, task.probe.epochs) if task.kind == "ridge" else (-1, 1)
         pace = {stage: sum(spent[stage][first:]) / epochs / count for stage, count in counts.items()}
         return Tried(rows, (prepared, beside, scored), pace, spent["saving"])
@@ -335,7 +335,7 @@ def estimate_runs(
     configs: Mapping[str, RunConfig], settings: Settings, trainings: Iterable[TrainLamConfig] = ()
 ) -> str:
     """A table of what trainings cost, and runs with these or other models, and its sum."""
-    import lary.runs.probe  # noqa: F401 (as a run)
+    import lary.runs.probe  # noqa: F401 (a run does so)
 
     started, costs = time.process_time(), dict[str, Cost]()
     models = {each.model: each.model for each in configs.values()}
