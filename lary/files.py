@@ -283,7 +283,7 @@ def _plain_yaml(content: bytes) -> Any:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST_YAML:
                 raise RecursionError
-        return yaml.load(text, Loader)
+        return Loader(text).get_single_data()
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None
 
